@@ -1,0 +1,89 @@
+"""What the model families share."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobiatt_tf.layers import ATTENTIONS, PositionEmbedding, ProjectedAttention, resize_position_embedding
+
+ImageSize = int | tuple[int, int]
+HeadsArgument = int | None
+
+
+def image_sides(image_size: ImageSize, multiple: int) -> tuple[int, int]:
+    """(height, width) in pixels.
+
+    Raises:
+        ValueError: not one or two positive integers, or not multiples of `multiple`.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 or side % multiple for side in sides):
+        raise ValueError(
+            f"image_size must be one side or (height, width) in pixels, each a positive multiple of {multiple}, but "
+            f"{image_size} was given."
+        )
+    return sides[0], sides[1]
+
+
+def attention_layer(
+    kind: str, num_heads: int, reference_tokens: int | None = None, **arguments: Any
+) -> ProjectedAttention:
+    """The attention layer called `kind`; `reference_tokens` concerns Mobile-Attention only.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in ATTENTIONS:
+        raise ValueError(f"There is no attention {kind!r}. Choose one of {', '.join(ATTENTIONS)}.")
+    if kind == "mobile":
+        arguments["reference_tokens"] = reference_tokens
+    return ATTENTIONS[kind](num_heads, **arguments)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Stochastic depth rates rising linearly from 0 at the first block to `last`, as in timm."""
+    return [float(rate) for rate in np.linspace(0.0, last, depth)]
+
+
+@contextlib.contextmanager
+def dtype_policy(policy: str | None) -> Iterator[None]:
+    """Builds layers under a Keras dtype policy and restores the global one; None changes nothing."""
+    if policy is None:
+        yield
+        return
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copies every weight of `source` into `target` by its path; position embeddings are resized to the target's grid.
+
+    Raises:
+        ValueError: the two models differ in more than image size; lists the weights on either side. `target` is
+            then unchanged.
+    """
+    new_values: dict[str, np.ndarray] = {}
+    source_weights = {weight.path: weight for weight in source.weights}
+    target_weights = {weight.path: weight for weight in target.weights}
+    embeddings = {layer.embedding.path: layer for layer in target.layers if isinstance(layer, PositionEmbedding)}
+    grids = {layer.embedding.path: layer.grid for layer in source.layers if isinstance(layer, PositionEmbedding)}
+    problems = [f"only in the source: {path}" for path in source_weights.keys() - target_weights.keys()]
+    problems += [f"only in the target: {path}" for path in target_weights.keys() - source_weights.keys()]
+    for path in source_weights.keys() & target_weights.keys():
+        value = keras.ops.convert_to_numpy(source_weights[path])
+        if path in embeddings and path in grids:
+            value = resize_position_embedding(value, grids[path], embeddings[path].grid, embeddings[path].prefix)
+        if value.shape != tuple(target_weights[path].shape):
+            problems.append(f"{path}: {value.shape} in the source, {tuple(target_weights[path].shape)} in the target")
+        new_values[path] = value
+    if problems:
+        raise ValueError("The weights do not fit:\n  " + "\n  ".join(sorted(problems)))
+    for path, value in new_values.items():
+        target_weights[path].assign(value)

@@ -1,0 +1,176 @@
+"""DeiT with Mobile-Attention, and the softmax host it is compared with.
+
+Host: Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021
+(github.com/facebookresearch/deit, models.py): 16 x 16 patches, a class token, learned position embeddings, pre-norm
+blocks with LayerNorm epsilon 1e-6, exact GELU, truncated normal initialisation of standard deviation 0.02.
+
+What Mobile-Attention replaces: the softmax self-attention of every block, on all tokens including the class and
+distillation tokens. Everything else stays, and so does the number of parameters.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_models.common import HeadsArgument, ImageSize, attention_layer, drop_path_rates, dtype_policy, image_sides
+from mobiatt_tf.layers import MLP, ClassToken, DropPath, PatchEmbedding, PositionEmbedding, SelectToken
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table of variants."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int  # of the softmax host
+    patch_size: int = 16
+    mlp_ratio: int = 4
+    image_size: int = 224
+
+
+VARIANTS: dict[str, Variant] = {
+    "tiny": Variant(embed_dim=192, depth=12, num_heads=3),
+    "small": Variant(embed_dim=384, depth=12, num_heads=6),
+    "base": Variant(embed_dim=768, depth=12, num_heads=12),
+    # Not published: small enough to train in minutes on two cores, on 28 x 28 images (49 tokens).
+    "quickstart": Variant(embed_dim=64, depth=4, num_heads=4, patch_size=7, mlp_ratio=2, image_size=28),
+}
+
+# The authors' head counts are not part of their published module. Competition is among heads, so many narrow heads
+# give it room, and the operator's output grows as N / H: 8 channels a head keep it near the input's scale.
+MOBILE_HEAD_DIM = 8
+
+_LAYER_NORM_EPSILON = 1e-6
+_INITIAL_STDDEV = 0.02
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class DistilledModel(keras.Model):
+    """A functional model with a class head and a distillation head.
+
+    Called with training=True it returns the pair (class logits, distillation logits), otherwise their mean: DeiT,
+    section 4 ("at test time, both the class or the distillation embeddings ... we add the softmax output by the two",
+    in the code the mean of the logits).
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        class_logits, distillation_logits = super().call(inputs, training=training, mask=mask)
+        if training:
+            return class_logits, distillation_logits
+        return (class_logits + distillation_logits) / 2
+
+
+def DeiTMobiAtt(
+    variant: str = "tiny",
+    image_size: ImageSize | None = None,
+    num_classes: int = 1000,
+    num_heads: HeadsArgument = None,
+    attention: str = "mobile",
+    distilled: bool = False,
+    drop_path: float = 0.1,
+    dropout: float = 0.0,
+    attention_dropout: float | None = None,
+    reference_tokens: int | None = None,
+    features_only: bool = False,
+    batch_size: int | None = None,
+    dtype: str | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """DeiT as a functional Keras model from normalised images to logits.
+
+    Args:
+        variant: "tiny", "small", "base", or "quickstart" (28 x 28 images, for trials; not published).
+        image_size: side in pixels, or (height, width); multiples of the patch size. None takes the variant's
+            (224; 28 for "quickstart").
+        num_classes: number of logits; 0 ends at the normalised class token (with `distilled`, the pair's mean).
+        num_heads: attention heads. None takes embed_dim / 8 for Mobile-Attention and the host's count otherwise.
+        attention: "mobile", "softmax" (the published DeiT) or "linear" (elu + 1, for ablations).
+        distilled: add the distillation token and its head. Training calls return (class, distillation) logits,
+            other calls their mean.
+        drop_path: stochastic depth rate of the last block; rises linearly from 0 (published: 0.1).
+        dropout: rate in the MLPs and after the position embedding (published: 0).
+        attention_dropout: rate after the attention's output projection. None: 0.05 for Mobile-Attention (published
+            for the operator), 0 otherwise (published for DeiT).
+        reference_tokens: see `mobiatt_tf.MobileAttention`; for a model trained at 224 and used at another size,
+            give 197 (198 if distilled).
+        features_only: return a dict of tokens [B, N, D] by name instead: "embedding", "block0", ..., "norm".
+        batch_size: fixed batch size of the input; None leaves it open. Exports need 1.
+        dtype: dtype policy such as "float32" or "mixed_bfloat16"; None takes Keras' global policy. Logits are float32.
+        name: name of the model.
+
+    Returns:
+        A `keras.Model` from float [B, height, width, 3] (ImageNet mean and deviation, see `mobiatt_tf.data`) to
+        float32 [B, num_classes].
+
+    Raises:
+        ValueError: an unknown variant or attention, sides that are no multiples of the patch size, or a number of
+            heads that does not divide the width.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"There is no DeiT variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (no head) or more, but {num_classes} was given.")
+    row = VARIANTS[variant]
+    height, width = image_sides(image_size if image_size is not None else row.image_size, row.patch_size)
+    if num_heads is None:
+        num_heads = row.embed_dim // MOBILE_HEAD_DIM if attention == "mobile" else row.num_heads
+    if attention_dropout is None:
+        attention_dropout = 0.05 if attention == "mobile" else dropout
+    prefix = 2 if distilled else 1
+    features: dict[str, Any] = {}
+
+    with dtype_policy(dtype):
+        images = keras.Input((height, width, 3), batch_size=batch_size, name="images")
+        x = PatchEmbedding(row.patch_size, row.embed_dim, _initializer(), name="patch_embedding")(images)  # [B, hw, D]
+        x = ClassToken(prefix, _initializer(), name="class_token")(x)  # [B, prefix + hw, D]
+        grid = (height // row.patch_size, width // row.patch_size)
+        x = PositionEmbedding(grid, prefix, _initializer(), name="position_embedding")(x)
+        x = features["embedding"] = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
+
+        for index, drop_rate in enumerate(drop_path_rates(drop_path, row.depth)):
+            mixing = attention_layer(
+                attention,
+                num_heads,
+                dropout=attention_dropout,
+                reference_tokens=reference_tokens,
+                kernel_initializer=_initializer(),
+                name=f"block{index}_attention",
+            )
+            mlp = MLP(row.embed_dim * row.mlp_ratio, dropout, _initializer(), name=f"block{index}_mlp")
+            x = features[f"block{index}"] = _block(x, mixing, mlp, drop_rate, f"block{index}")
+
+        x = features["norm"] = _layer_norm("norm")(x)
+        if features_only:
+            return keras.Model(images, features, name=name or f"deit_{variant}_features")
+        heads = ("head", "head_distillation")[:prefix]
+        outputs = [_head(x, index, head, num_classes) for index, head in enumerate(heads)]
+
+    name = name or f"deit_{variant}_{attention}"
+    return (
+        DistilledModel(images, tuple(outputs), name=name) if distilled else keras.Model(images, outputs[0], name=name)
+    )
+
+
+def _block(x: Any, attention: Any, mlp: Any, drop_path: float, name: str) -> Any:
+    """Pre-norm transformer block, [B, N, D] to [B, N, D]."""
+    residual = attention(_layer_norm(f"{name}_norm1")(x))
+    x = keras.layers.Add(name=f"{name}_add1")([x, DropPath(drop_path, name=f"{name}_drop_path1")(residual)])
+    residual = mlp(_layer_norm(f"{name}_norm2")(x))
+    return keras.layers.Add(name=f"{name}_add2")([x, DropPath(drop_path, name=f"{name}_drop_path2")(residual)])
+
+
+def _head(tokens: Any, index: int, name: str, num_classes: int) -> Any:
+    """Logits from token `index`, [B, N, D] to float32 [B, num_classes]; the token itself when there are no classes."""
+    token = SelectToken(index, name=f"{name}_token")(tokens)  # [B, D]
+    if num_classes == 0:
+        return keras.layers.Activation("linear", dtype="float32", name=name)(token)
+    return keras.layers.Dense(num_classes, kernel_initializer=_initializer(), dtype="float32", name=name)(token)
+
+
+def _layer_norm(name: str) -> keras.layers.LayerNormalization:
+    return keras.layers.LayerNormalization(epsilon=_LAYER_NORM_EPSILON, name=name)
+
+
+def _initializer() -> keras.initializers.Initializer:
+    return keras.initializers.TruncatedNormal(stddev=_INITIAL_STDDEV)

@@ -1,0 +1,38 @@
+"""What every command line of the project shares."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from mobiatt_tf.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], None], positional: Sequence[str] = ()) -> None:
+    """Runs an absl main; a `UserError` becomes one line on standard error and exit status 1, Ctrl-C exit status 130.
+
+    Args:
+        main: receives the program's name and the positional arguments.
+        positional: names of the arguments that are not flags, exactly as many as must be given, in order; flags may
+            stand before or after them.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        if not positional and len(argv) > 1:
+            raise app.UsageError(f"Unexpected arguments {list(argv[1:])}: every option is a flag, as in --name=value.")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # else TensorFlow reports every function that it saves
+        try:
+            if len(argv) != 1 + len(positional):
+                given = " ".join(argv[1:]) or "nothing"
+                raise UserError(f"Give exactly {' '.join(positional)} beside the flags; given: {given}.")
+            main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    flags.FLAGS.set_gnu_getopt(True)  # else a flag after a positional argument counts as one more argument
+    app.run(guarded)

@@ -1,0 +1,9 @@
+"""The one exception that a command line shows as a single line instead of a traceback."""
+
+
+class UserError(Exception):
+    """A mistake its reader can mend: the message says what was given, what is allowed, what to do.
+
+    Library functions raise `ValueError` or `TypeError` for wrong arguments. `UserError` is for the outside world: a file
+    that is missing or corrupt, a dataset that cannot be had, a disk that is full.
+    """

@@ -1,0 +1,88 @@
+"""Files that are either whole or absent: write to a temporary name beside the target, then rename."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mobiatt_tf.errors import UserError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path as the user meant it: `~` expanded and, under `bazel run`, relative to the directory it was called from.
+
+    Bazel starts a binary inside its runfiles tree and names the caller's directory in BUILD_WORKING_DIRECTORY.
+    """
+    return Path(os.environ.get("BUILD_WORKING_DIRECTORY", "")) / Path(path).expanduser()
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path in the target's directory; renames it to the target when the block ends without an error.
+
+    The temporary name keeps the target's suffix, because writers such as Keras and matplotlib choose the format by it.
+
+    Raises:
+        UserError: the disk is full or the directory cannot be written.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"No space left while writing {target}. Free some space and run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(
+                f"{target} cannot be written: {error.strerror}. Choose another output directory."
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(target: str | os.PathLike[str], content: bytes) -> None:
+    """Writes the whole content or nothing."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(target: str | os.PathLike[str], value: Any) -> None:
+    """Writes indented JSON with a final newline, whole or not at all."""
+    write_bytes(target, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads JSON.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}).") from None
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The file's SHA-256 as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

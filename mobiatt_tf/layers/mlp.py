@@ -1,0 +1,50 @@
+"""The two-layer perceptron of a transformer block."""
+
+from typing import Any
+
+import keras
+
+from mobiatt_tf import ops
+from mobiatt_tf.layers.dense import built_dense
+from mobiatt_tf.ops import Tensor
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class MLP(keras.layers.Layer):
+    """Dense, exact GELU, Dense, with dropout after each; children `fc1` and `fc2` as in timm.
+
+    Args:
+        hidden_dim: width between the two.
+        dropout: rate of both dropouts.
+        kernel_initializer: initializer of both kernels.
+    """
+
+    def __init__(
+        self, hidden_dim: int, dropout: float = 0.0, kernel_initializer: Any = "glorot_uniform", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.dropout = dropout
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        hidden_shape = (*input_shape[:-1], self.hidden_dim)
+        self.fc1 = built_dense("fc1", self.hidden_dim, input_shape, self.kernel_initializer, self.dtype_policy)
+        self.fc2 = built_dense("fc2", input_shape[-1], hidden_shape, self.kernel_initializer, self.dtype_policy)
+        self.dropout1 = keras.layers.Dropout(self.dropout, name="dropout1", dtype=self.dtype_policy)
+        self.dropout2 = keras.layers.Dropout(self.dropout, name="dropout2", dtype=self.dtype_policy)
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        hidden = self.dropout1(ops.gelu(self.fc1(inputs)), training=training)  # [..., hidden_dim]
+        return self.dropout2(self.fc2(hidden), training=training)  # [..., D]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "dropout": self.dropout,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
