@@ -69,17 +69,17 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
         ValueError: the two models differ in more than image size; lists the weights on either side. `target` is
             then unchanged.
     """
-    new_values: dict[str, np.ndarray] = {}
     source_weights = {weight.path: weight for weight in source.weights}
     target_weights = {weight.path: weight for weight in target.weights}
-    embeddings = {layer.embedding.path: layer for layer in target.layers if isinstance(layer, PositionEmbedding)}
-    grids = {layer.embedding.path: layer.grid for layer in source.layers if isinstance(layer, PositionEmbedding)}
+    old_positions, new_positions = _position_embeddings(source), _position_embeddings(target)
     problems = [f"only in the source: {path}" for path in source_weights.keys() - target_weights.keys()]
     problems += [f"only in the target: {path}" for path in target_weights.keys() - source_weights.keys()]
+    new_values: dict[str, np.ndarray] = {}
     for path in source_weights.keys() & target_weights.keys():
         value = keras.ops.convert_to_numpy(source_weights[path])
-        if path in embeddings and path in grids:
-            value = resize_position_embedding(value, grids[path], embeddings[path].grid, embeddings[path].prefix)
+        old, new = old_positions.get(path), new_positions.get(path)
+        if old is not None and new is not None and old.prefix == new.prefix:
+            value = resize_position_embedding(value, old.grid, new.grid, new.prefix)
         if value.shape != tuple(target_weights[path].shape):
             problems.append(f"{path}: {value.shape} in the source, {tuple(target_weights[path].shape)} in the target")
         new_values[path] = value
@@ -87,3 +87,8 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
         raise ValueError("The weights do not fit:\n  " + "\n  ".join(sorted(problems)))
     for path, value in new_values.items():
         target_weights[path].assign(value)
+
+
+def _position_embeddings(model: keras.Model) -> dict[str, PositionEmbedding]:
+    """The position embedding layers by the path of their weight."""
+    return {layer.embedding.path: layer for layer in model.layers if isinstance(layer, PositionEmbedding)}

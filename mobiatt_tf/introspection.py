@@ -1,0 +1,33 @@
+"""What the heads of a whole model do on real images: for pictures, ablations and layer-by-layer parity."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobiatt_tf.layers import MobileAttention
+
+
+def model_flows(model: keras.Model, images: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Flows, competition and allocation of every Mobile-Attention layer of a functional model.
+
+    Args:
+        model: a functional model with `MobileAttention` layers, such as `keras_models.DeiTMobiAtt()`.
+        images: a batch of the model's input.
+
+    Returns:
+        By layer name, in the order of the model: what `MobileAttention.introspect` returns, float32 [B, H, N] each.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, MobileAttention)]
+    if not layers:
+        kinds = sorted({type(layer).__name__ for layer in model.layers})
+        raise ValueError(f"{model.name} has no MobileAttention layer; its layers are {', '.join(kinds)}.")
+    inputs = keras.Model(model.inputs, [layer.input for layer in layers])
+    seen: dict[str, dict[str, np.ndarray]] = {}
+    for layer, tokens in zip(layers, inputs(images, training=False), strict=True):
+        flows = layer.introspect(tokens)
+        seen[layer.name] = {name: keras.ops.convert_to_numpy(value) for name, value in flows.items()}
+    return seen

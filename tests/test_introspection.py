@@ -1,0 +1,35 @@
+"""Flows of a whole model by layer name."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_models import DeiTMobiAtt
+from mobiatt_tf.introspection import model_flows
+
+
+def test_every_block_shows_what_it_does() -> None:
+    model = DeiTMobiAtt("quickstart", num_classes=3)
+    images = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype("float32")
+    seen = model_flows(model, images)
+    assert list(seen) == [f"block{index}_attention" for index in range(4)]
+    tokens = model.get_layer("position_embedding").embedding.shape[1]
+    heads = model.get_layer("block0_attention").num_heads
+    for flows in seen.values():
+        assert all(value.shape == (2, heads, tokens) for value in flows.values())
+        np.testing.assert_allclose(flows["competition"].mean(axis=-1), 1, rtol=1e-4)
+
+
+def test_the_last_block_sees_what_the_model_computes() -> None:
+    """Run the model up to the last block by hand and ask its layer directly."""
+    model = DeiTMobiAtt("quickstart", num_classes=3)
+    images = np.random.default_rng(0).normal(size=(1, 28, 28, 3)).astype("float32")
+    normed = keras.Model(model.inputs, model.get_layer("block3_norm1").output)(images)
+    by_hand = model.get_layer("block3_attention").introspect(normed)
+    for name, value in model_flows(model, images)["block3_attention"].items():
+        np.testing.assert_allclose(value, keras.ops.convert_to_numpy(by_hand[name]), rtol=1e-5)
+
+
+def test_a_model_without_the_operator_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no MobileAttention layer; its layers are .*SoftmaxAttention"):
+        model_flows(DeiTMobiAtt("quickstart", num_classes=3, attention="softmax"), np.zeros((1, 28, 28, 3)))

@@ -1,0 +1,188 @@
+"""Exports a trained model to TensorFlow Lite, checks the file against the Keras model, and describes it.
+
+Example:
+    python -m tflite.export --checkpoint=runs/quickstart --format=dynamic --output=runs/quickstart/dynamic.tflite
+
+A file that does not match its Keras model, that needs TensorFlow's operators, or that cannot be loaded is an error and
+is not left behind.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+import keras_models
+from mobiatt_tf import cli, data, files
+from mobiatt_tf.errors import UserError
+from tflite import convert, inspect, verify
+from tflite.host import HostDevice
+from tflite.measurements import Plan
+
+CHECK_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that passed its checks."""
+
+    path: Path
+    format: str
+    verification: verify.Verification
+    description: inspect.Description
+    median_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the JSON beside the file."""
+        return {
+            "file": self.path.name,
+            "format": self.format,
+            "sha256": files.sha256(self.path),
+            "verification": {**dataclasses.asdict(self.verification), "passed": self.verification.passed},
+            "latency": {"median_seconds": self.median_seconds, "threads": 1, "device": "host"},
+            "description": {**inspect.to_json(self.description), "path": self.path.name},
+        }
+
+
+def export(
+    model: keras.Model,
+    output: str | Path,
+    format: str,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    runs: int = 30,
+) -> Export:
+    """Converts, checks and describes; `output` exists afterwards only if every check passed.
+
+    Args:
+        model: a functional model with one image input and logits [B, classes].
+        output: the .tflite file to write.
+        format: a key of `convert.FORMATS`.
+        images: float32 [N, height, width, 3], normalised: the images that file and model are compared on.
+        labels: int [N], or None.
+        runs: timed inferences for the latency in the description.
+
+    Raises:
+        UserError: the file does not match the model, or needs operators that LiteRT does not have.
+        ValueError: an unknown format, or a model that cannot be converted.
+    """
+    output = Path(output)
+    content = convert.convert(model, format)
+    with files.atomic_path(output) as temporary:
+        temporary.write_bytes(content)
+        description = inspect.describe(temporary)
+        check_description(description)
+        verification = verify.verify(temporary, model, images, labels, verify.TOLERANCES[format])
+        if not verification.passed:
+            raise UserError(
+                f"The {format} file differs from its Keras model by {verification.max_relative_error:.2e} of max|logit| "
+                f"on {verification.images} images, more than the allowed {verification.tolerance:.0e}. "
+                "Nothing was written."
+            )
+    plan = Plan(graphs=(output,), runs=runs, warmup=3, profile=False)
+    latencies = HostDevice().run(plan).measurements[0].latencies
+    description = dataclasses.replace(description, path=str(output))
+    result = Export(output, format, verification, description, float(np.median(latencies)))
+    files.write_json(output.with_suffix(".json"), result.to_json())
+    return result
+
+
+def check_description(description: inspect.Description) -> None:
+    """What every file that we hand out must fulfil.
+
+    Raises:
+        UserError: operators of TensorFlow (Flex) or custom ones, more than one signature, or not runnable here.
+    """
+    foreign = (*description.flex_ops, *description.custom_ops)
+    if foreign:
+        raise UserError(f"The converted file needs operators that LiteRT does not have: {', '.join(foreign)}.")
+    if len(description.signatures) != 1:
+        raise UserError(f"The converted file has {len(description.signatures)} signatures instead of one.")
+    if description.delegate_partitions is None:
+        raise UserError(f"The converted file does not run in LiteRT: {description.undelegated_reason}")
+
+
+def format_table(result: Export) -> str:
+    """The description with parity and latency, as text."""
+    check = result.verification
+    lines = [
+        inspect.format_table(result.description),
+        f"Against Keras   max error {check.max_relative_error:.1e} of max|logit| (allowed {check.tolerance:.0e}), "
+        f"same class on {check.agreement:.2%} of {check.images} real images",
+    ]
+    if check.keras_top1 is not None:
+        lines.append(f"Top-1           {check.tflite_top1:.2%} (Keras {check.keras_top1:.2%}) on these images")
+    lines.append(f"Latency         {result.median_seconds * 1e3:.2f} ms median, 1 thread, this machine")
+    return "\n".join(lines)
+
+
+def _model_from_flags() -> keras.Model:
+    values = flags.FLAGS
+    if values.checkpoint:
+        return convert.load_checkpoint(values.checkpoint)
+    if not values.variant:
+        raise UserError("Give --checkpoint=RUN_DIRECTORY_OR_KERAS_FILE, or --variant=tiny for untrained weights.")
+    print(f"No --checkpoint: DeiT {values.variant} with random weights, of use for size and latency only.")
+    try:
+        return keras_models.DeiTMobiAtt(
+            values.variant, image_size=values.image_size, attention=values.attention, num_heads=values.num_heads
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _images_from_flags(image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images named by --dataset, else those of the training run, else photographs."""
+    values = flags.FLAGS
+    name = values.dataset
+    run_file = files.user_path(values.checkpoint or "") / "run.json"
+    if name is None and values.checkpoint and run_file.is_file():
+        name = files.read_json(run_file)["dataset"]["name"]
+    if name is None:
+        return verify.photographs(image_size, values.check_images), None
+    try:
+        return verify.dataset_images(data.load(name), image_size, values.check_images)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def main(_: Sequence[str]) -> None:
+    """Exports as the flags say."""
+    values = flags.FLAGS
+    output = files.user_path(values.output)
+    if output.suffix != ".tflite":
+        raise UserError(f"--output={values.output} must end in .tflite.")
+    model = _model_from_flags()
+    images, labels = _images_from_flags(model.input_shape[1:3])
+    try:
+        result = export(model, output, values.format, images, labels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    print(format_table(result))
+    print(f"Wrote {json.dumps(str(output))} and {output.with_suffix('.json').name} beside it.")
+
+
+def define_flags() -> None:
+    """The command line's flags."""
+    flags.DEFINE_string("checkpoint", None, "Output directory of a training run, or a .keras file.")
+    flags.DEFINE_enum("format", "float32", list(convert.FORMATS), "Precision of the file.")
+    flags.DEFINE_string(
+        "output", None, "The .tflite file to write; a .json beside it says what was checked.", required=True
+    )
+    flags.DEFINE_string("dataset", None, "Images to check on; without it those of the run, else photographs.")
+    flags.DEFINE_integer("check_images", CHECK_IMAGES, "How many images to check on.", lower_bound=1)
+    flags.DEFINE_string("variant", None, "Without --checkpoint: a DeiT variant with random weights.")
+    flags.DEFINE_integer("image_size", None, "Without --checkpoint: its side in pixels.", lower_bound=1)
+    flags.DEFINE_enum("attention", "mobile", ["mobile", "softmax", "linear"], "Without --checkpoint: its attention.")
+    flags.DEFINE_integer("num_heads", None, "Without --checkpoint: its heads.", lower_bound=1)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,254 @@
+"""What a benchmark is told (a plan) and what it finds (measurements), whatever device it runs on.
+
+A device implements `Device.run`. Tables, JSON and pictures are made from `Measurements` alone.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tflite.inspect import Description
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        graphs: .tflite files; the first is the one that ratios refer to.
+        num_threads: thread counts; each graph is measured with each.
+        runs: recorded runs per graph and thread count.
+        warmup: unrecorded runs before the first round.
+        runs_per_round: recorded runs before the next graph's turn. Each turn starts with one unrecorded run, because
+            the turns of the others emptied the caches.
+        cooldown_seconds: pause after each round.
+        profile: also record time per operator.
+        profile_runs: profiled invocations; the profile averages the faster half.
+        inputs: `.npy` files, one per model input; None draws random inputs.
+        seed: of the random inputs.
+    """
+
+    graphs: tuple[Path, ...]
+    num_threads: tuple[int, ...] = (1,)
+    runs: int = 50
+    warmup: int = 10
+    runs_per_round: int = 10
+    cooldown_seconds: float = 0.0
+    profile: bool = True
+    profile_runs: int = 20
+    inputs: tuple[Path, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.graphs:
+            raise ValueError("no graph given: name at least one .tflite file, as in --graph=model.tflite.")
+        if not self.num_threads or any(threads < 1 for threads in self.num_threads):
+            given = ",".join(map(str, self.num_threads))
+            raise ValueError(f"num_threads is {given or 'empty'}; give positive numbers, as in --num_threads=1,2.")
+        if len(set(self.num_threads)) != len(self.num_threads):
+            raise ValueError(f"num_threads names a count twice: {','.join(map(str, self.num_threads))}.")
+        for name, least in (("runs", 1), ("warmup", 0), ("runs_per_round", 1), ("profile_runs", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 <= self.cooldown_seconds < float("inf"):
+            raise ValueError(f"cooldown_seconds is {self.cooldown_seconds}; it must be 0 or more.")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A short distinct name per graph: the file's stem, else its path, numbered where that repeats too."""
+        stems = [graph.stem for graph in self.graphs]
+        names = [str(graph) if stems.count(graph.stem) > 1 else graph.stem for graph in self.graphs]
+        return tuple(
+            f"{name} #{names[: index + 1].count(name)}" if names.count(name) > 1 else name
+            for index, name in enumerate(names)
+        )
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Recorded runs of each round; they add up to `runs`."""
+        full, rest = divmod(self.runs, self.runs_per_round)
+        return (self.runs_per_round,) * full + ((rest,) if rest else ())
+
+
+@dataclass(frozen=True)
+class Node:
+    """Time of one operator: `where` is "builtin" or "delegate <partition>", `index` its number in there."""
+
+    op: str
+    where: str
+    index: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Mean times per invocation over the faster half of the profiled ones.
+
+    `runs` is how many that is; `unattributed_seconds` is what no operator accounts for.
+    """
+
+    runs: int
+    invoke_seconds: float
+    unattributed_seconds: float
+    nodes: tuple[Node, ...]
+
+    def by_type(self) -> dict[str, tuple[int, float]]:
+        """Operator type to number of nodes and seconds per invocation, slowest first."""
+        totals: dict[str, tuple[int, float]] = {}
+        for node in self.nodes:
+            count, seconds = totals.get(node.op, (0, 0.0))
+            totals[node.op] = count + 1, seconds + node.seconds
+        return dict(sorted(totals.items(), key=lambda item: (-item[1][1], item[0])))
+
+    def slowest(self, count: int) -> list[Node]:
+        """The `count` slowest nodes, slowest first."""
+        return sorted(self.nodes, key=lambda node: -node.seconds)[:count]
+
+
+@dataclass
+class Measurement:
+    """One graph at one thread count; filled round by round.
+
+    Attributes:
+        graph: index into the plan's graphs.
+        label: the graph's short name.
+        num_threads: threads.
+        load_seconds: creating the interpreter and allocating tensors, which packs weights; the file may be cached.
+        first_run_seconds: the first invocation.
+        rounds: recorded latencies in seconds, one list per round.
+        peak_bytes: the largest resident size of the process that held this model alone.
+        baseline_bytes: the same process's resident size before it loaded the model.
+        profile: time per operator.
+        profile_error: why there is none.
+    """
+
+    graph: int
+    label: str
+    num_threads: int
+    load_seconds: float
+    first_run_seconds: float
+    baseline_bytes: int | None = None
+    peak_bytes: int | None = None
+    rounds: list[list[float]] = field(default_factory=list)
+    profile: Profile | None = None
+    profile_error: str | None = None
+
+    @property
+    def latencies(self) -> list[float]:
+        """All recorded latencies in seconds, in order."""
+        return [latency for latencies in self.rounds for latency in latencies]
+
+    @property
+    def model_bytes(self) -> int | None:
+        """Peak above the baseline: what loading and running this model took."""
+        if self.peak_bytes is None or self.baseline_bytes is None:
+            return None
+        return max(0, self.peak_bytes - self.baseline_bytes)
+
+
+@dataclass
+class Measurements:
+    """Everything one benchmark found; `device` says where, `interrupted` that it was stopped early."""
+
+    device: dict[str, Any]
+    plan: Plan
+    descriptions: tuple[Description, ...]
+    measurements: list[Measurement]
+    interrupted: bool = False
+
+
+class Device(Protocol):
+    """Something that can run a plan."""
+
+    def run(self, plan: Plan) -> Measurements:
+        """Measures. Ctrl-C ends it early with what has been measured, marked as interrupted.
+
+        Raises:
+            UserError: a file or the device cannot be used.
+        """
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of recorded latencies, in seconds; p90 is linearly interpolated, deviation is the sample's."""
+
+    runs: int
+    min: float
+    median: float
+    p90: float
+    mean: float
+    standard_deviation: float
+
+
+def summarize(latencies: Sequence[float]) -> Statistics | None:
+    """Statistics of latencies in seconds; None of none."""
+    if not latencies:
+        return None
+    return Statistics(
+        runs=len(latencies),
+        min=min(latencies),
+        median=statistics.median(latencies),
+        p90=float(np.percentile(latencies, 90)),
+        mean=statistics.fmean(latencies),
+        standard_deviation=statistics.stdev(latencies) if len(latencies) > 1 else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Latency relative to the first graph at the same thread count, paired by round: median, least and greatest."""
+
+    median: float
+    min: float
+    max: float
+
+
+def ratio(measurement: Measurement, reference: Measurement) -> Ratio | None:
+    """Compares round by round (medians of the same round), so that slow drift of the device cancels."""
+    ratios = [
+        statistics.median(own) / statistics.median(other)
+        for own, other in zip(measurement.rounds, reference.rounds, strict=False)
+    ]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
+
+
+def reference_of(measurements: Measurements, measurement: Measurement) -> Measurement:
+    """The first graph's measurement at the same thread count."""
+    return next(
+        other
+        for other in measurements.measurements
+        if other.graph == 0 and other.num_threads == measurement.num_threads
+    )
+
+
+def to_json(measurements: Measurements) -> dict[str, Any]:
+    """Everything as plain values: plan, device, descriptions, every raw latency in order, statistics, profiles."""
+    plan = asdict(measurements.plan)
+    plan["graphs"] = [str(graph) for graph in measurements.plan.graphs]
+    plan["inputs"] = [str(path) for path in measurements.plan.inputs] if measurements.plan.inputs else None
+    return {
+        "interrupted": measurements.interrupted,
+        "device": measurements.device,
+        "plan": plan,
+        "graphs": [asdict(description) for description in measurements.descriptions],
+        "measurements": [_to_json(measurement, measurements) for measurement in measurements.measurements],
+    }
+
+
+def _to_json(measurement: Measurement, measurements: Measurements) -> dict[str, Any]:
+    found = summarize(measurement.latencies)
+    relative = ratio(measurement, reference_of(measurements, measurement))
+    value = asdict(measurement)
+    value["model_bytes"] = measurement.model_bytes
+    value["latency_seconds"] = asdict(found) if found else None
+    value["ratio_to_first_graph"] = asdict(relative) if relative else None
+    if measurement.profile:
+        value["profile"]["by_type"] = [
+            {"op": name, "count": count, "seconds": seconds, "share": seconds / measurement.profile.invoke_seconds}
+            for name, (count, seconds) in measurement.profile.by_type().items()
+        ]
+    return value

@@ -1,0 +1,181 @@
+"""Measurements as text, JSON and a picture."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mobiatt_tf import files
+from tflite import measurements
+from tflite.inspect import format_delegation
+from tflite.measurements import Measurement, Measurements
+
+_MIB = 1024 * 1024
+_TOP = 10
+
+
+def write(found: Measurements, directory: Path) -> list[Path]:
+    """Writes benchmark.json and benchmark.png, each whole or not at all, and returns their paths.
+
+    Raises:
+        UserError: the directory cannot be written or the disk is full.
+    """
+    results, picture = directory / "benchmark.json", directory / "benchmark.png"
+    files.write_json(results, measurements.to_json(found))
+    with files.atomic_path(picture) as temporary:
+        draw(found, temporary)
+    return [results, picture]
+
+
+def format_table(found: Measurements) -> str:
+    """The whole report as fixed-width text."""
+    device = found.device
+    threads = ",".join(map(str, found.plan.num_threads))
+    lines = [
+        f"{device['cpu']}, {device['usable_cores']} of {device['logical_cores']} cores usable, "
+        f"governor {device['governor'] or 'unknown'}, {device['os']}",
+        f"ai-edge-litert {device['ai_edge_litert']}, {device['delegate']}, python {device['python']}, "
+        f"threads {threads}, {device['date']}",
+    ]
+    if found.interrupted:
+        complete = min(len(measurement.rounds) for measurement in found.measurements)
+        lines.append(f"INTERRUPTED after {complete} of {len(found.plan.rounds)} rounds: these results are partial.")
+    lines += ["", *_graph_lines(found), "", *_latency_lines(found)]
+    for measurement in found.measurements:
+        lines += ["", *_profile_lines(measurement)] if measurement.profile or measurement.profile_error else []
+    return "\n".join(lines)
+
+
+def _graph_lines(found: Measurements) -> list[str]:
+    width = _label_width(found)
+    lines = [f"{'graph':<{width}} {'MB':>8} {'nodes':>6}  delegation"]
+    for label, description in zip(found.plan.labels, found.descriptions, strict=True):
+        lines.append(
+            f"{label:<{width}} {description.size_bytes / 1e6:>8.2f} {description.nodes:>6}  "
+            f"{format_delegation(description)}{_undelegated(description.undelegated_ops)}"
+        )
+    return lines
+
+
+def _undelegated(ops: dict[str, int] | None) -> str:
+    return "; not delegated: " + ", ".join(f"{count} {name}" for name, count in ops.items()) if ops else ""
+
+
+def _latency_lines(found: Measurements) -> list[str]:
+    width = _label_width(found)
+    columns = {"threads": 7, "runs": 5, "min": 9, "median": 9, "p90": 9, "mean": 9, "ratio": 6, "(rounds)": 13}
+    columns |= {"load": 9, "first": 9, "peak MiB": 9, "model": 8}
+    lines = [
+        "latency in ms; ratio to the first graph, median and range over rounds; peak: resident size of the process",
+        "that holds this model alone, model: the part of it above the size before loading",
+        f"{'graph':<{width}} " + " ".join(f"{head:>{size}}" for head, size in columns.items()),
+    ]
+    for measurement in found.measurements:
+        cells = _latency_cells(measurement, found)
+        lines.append(
+            f"{measurement.label:<{width}} "
+            + " ".join(f"{cell:>{size}}" for cell, size in zip(cells, columns.values(), strict=True))
+        )
+    return lines
+
+
+def _latency_cells(measurement: Measurement, found: Measurements) -> list[str]:
+    statistics = measurements.summarize(measurement.latencies)
+    relative = measurements.ratio(measurement, measurements.reference_of(found, measurement))
+    times = (
+        [f"{value * 1e3:.3f}" for value in (statistics.min, statistics.median, statistics.p90, statistics.mean)]
+        if statistics
+        else ["-"] * 4
+    )
+    return [
+        str(measurement.num_threads),
+        str(len(measurement.latencies)),
+        *times,
+        f"{relative.median:.3f}" if relative else "-",
+        f"{relative.min:.3f}-{relative.max:.3f}" if relative else "-",
+        f"{measurement.load_seconds * 1e3:.2f}",
+        f"{measurement.first_run_seconds * 1e3:.2f}",
+        f"{measurement.peak_bytes / _MIB:.1f}" if measurement.peak_bytes is not None else "-",
+        f"{measurement.model_bytes / _MIB:.1f}" if measurement.model_bytes is not None else "-",
+    ]
+
+
+def _profile_lines(measurement: Measurement) -> list[str]:
+    name = f"{measurement.label}, {measurement.num_threads} thread(s)"
+    profile = measurement.profile
+    if profile is None:
+        return [f"{name}: {measurement.profile_error}"]
+    total = profile.invoke_seconds
+
+    def line(text: str, count: str, seconds: float) -> str:
+        return f"  {text:<60} {count:>6} {seconds * 1e3:>10.4f} {seconds / total:>8.1%}"
+
+    lines = [
+        f"{name}: operators by type, mean of the faster half ({profile.runs}) of the profiled runs",
+        "  (recording slows them; times are whole microseconds rounded down, and the rest is not attributed)",
+        f"  {'operator':<60} {'nodes':>6} {'ms':>10} {'share':>8}",
+    ]
+    types = list(profile.by_type().items())
+    lines += [line(op, str(count), seconds) for op, (count, seconds) in types[:_TOP]]
+    if rest := types[_TOP:]:
+        lines.append(
+            line(
+                f"{len(rest)} other types",
+                str(sum(count for _, (count, _) in rest)),
+                sum(seconds for _, (_, seconds) in rest),
+            )
+        )
+    lines.append(line("(not attributed)", "", profile.unattributed_seconds))
+    lines.append(line("invocation", str(len(profile.nodes)), total))
+    lines.append("  slowest nodes")
+    for node in profile.slowest(_TOP):
+        if node.seconds > 0:
+            kind = "node" if node.where == "builtin" else "operator"
+            lines.append(line(f"{node.op}, {node.where} {kind} {node.index}", "", node.seconds))
+    return lines
+
+
+def _label_width(found: Measurements) -> int:
+    return max(len("graph"), *(len(label) for label in found.plan.labels))
+
+
+def draw(found: Measurements, path: Path) -> None:
+    """Draws latency distributions and, for each graph that has a profile, its slowest operator types, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    profiled = [
+        measurement
+        for measurement in found.measurements
+        if measurement.profile and measurement.num_threads == found.plan.num_threads[0]
+    ]
+    measured = [measurement for measurement in found.measurements if measurement.rounds]
+    heights = [1.2 + 0.4 * len(measured)] + [3.2] * len(profiled)
+    figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    milliseconds = [[latency * 1e3 for latency in measurement.latencies] for measurement in measured]
+    axes[0].boxplot(milliseconds, orientation="horizontal", widths=0.6, flierprops={"markersize": 3})
+    # A few runs that the system interrupted would flatten every box: they are counted in words instead of drawn.
+    right = 1.5 * max(float(np.percentile(latencies, 90)) for latencies in milliseconds)
+    beyond = [sum(latency > right for latency in latencies) for latencies in milliseconds]
+    axes[0].set_yticks(
+        range(1, len(measured) + 1),
+        [
+            f"{measurement.label}, {measurement.num_threads} thread(s)" + (f"\n({count} runs beyond)" if count else "")
+            for measurement, count in zip(measured, beyond, strict=True)
+        ],
+    )
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(0, right)
+    axes[0].set_xlabel("latency in ms (box: quartiles, whiskers: 1.5 times their range)")
+    axes[0].set_title("INTERRUPTED, partial results" if found.interrupted else "latency")
+    for axis, measurement in zip(axes[1:], profiled, strict=True):
+        assert measurement.profile is not None
+        types = list(measurement.profile.by_type().items())[:_TOP]
+        axis.barh([f"{op} ({count})" for op, (count, _) in types], [seconds * 1e3 for _, (_, seconds) in types])
+        axis.invert_yaxis()
+        axis.set_xlabel("ms per profiled invocation")
+        axis.set_title(f"{measurement.label}, {measurement.num_threads} thread(s): operators by type")
+    device = found.device
+    figure.suptitle(f"{device['cpu']}, ai-edge-litert {device['ai_edge_litert']}, {device['date']}", fontsize=9)
+    figure.savefig(path, dpi=120)
