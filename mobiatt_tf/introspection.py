@@ -25,7 +25,7 @@ def model_flows(model: keras.Model, images: Any) -> dict[str, dict[str, np.ndarr
     if not layers:
         kinds = sorted({type(layer).__name__ for layer in model.layers})
         raise ValueError(f"{model.name} has no MobileAttention layer; its layers are {', '.join(kinds)}.")
-    inputs = keras.Model(model.inputs, [layer.input for layer in layers])
+    inputs = keras.Model(model.input, [layer.input for layer in layers])
     seen: dict[str, dict[str, np.ndarray]] = {}
     for layer, tokens in zip(layers, inputs(images, training=False), strict=True):
         flows = layer.introspect(tokens)

@@ -24,7 +24,7 @@ def test_the_last_block_sees_what_the_model_computes() -> None:
     """Run the model up to the last block by hand and ask its layer directly."""
     model = DeiTMobiAtt("quickstart", num_classes=3)
     images = np.random.default_rng(0).normal(size=(1, 28, 28, 3)).astype("float32")
-    normed = keras.Model(model.inputs, model.get_layer("block3_norm1").output)(images)
+    normed = keras.Model(model.input, model.get_layer("block3_norm1").output)(images)
     by_hand = model.get_layer("block3_attention").introspect(normed)
     for name, value in model_flows(model, images)["block3_attention"].items():
         np.testing.assert_allclose(value, keras.ops.convert_to_numpy(by_hand[name]), rtol=1e-5)
