@@ -1,0 +1,71 @@
+"""Image files to pixels: one decoder for the check of a folder and for the pipeline."""
+
+import tensorflow as tf
+
+_SIGNATURES = {  # format: where its signature starts, and the signature
+    "JPEG": (0, b"\xff\xd8\xff"),
+    "PNG": (0, b"\x89PNG\r\n\x1a\n"),
+    "GIF": (0, b"GIF8"),
+    "BMP": (0, b"BM"),
+    "WebP": (8, b"WEBP"),
+}
+
+
+def image_format(content: bytes) -> str:
+    """One of "JPEG", "PNG", "GIF", "BMP" and "WebP" by the first bytes; "" for anything else."""
+    return next((name for name, (start, magic) in _SIGNATURES.items() if content[start:].startswith(magic)), "")
+
+
+def is_animated_webp(content: bytes) -> bool:
+    """Whether a WebP file has several pictures: bit 1 of the flags in its VP8X chunk (WebP container specification).
+
+    TensorFlow 2.21 must not be given one: `decode_webp` of a file of two pictures that Pillow 13 had written ended the
+    process with "munmap_chunk(): invalid pointer".
+    """
+    return content[12:16] == b"VP8X" and len(content) > 20 and bool(content[20] & 2)
+
+
+def has_format(content: tf.Tensor, name: str) -> tf.Tensor:
+    """Whether a string tensor [], of 12 bytes or more, has the format `name`: bool []."""
+    start, magic = _SIGNATURES[name]
+    return tf.strings.substr(content, start, len(magic)) == magic
+
+
+def decode_image(content: tf.Tensor) -> tf.Tensor:
+    """Decodes a file of any format that `image_format` names.
+
+    Grey images get three equal channels; CMYK becomes RGB; 16 bits become 8; of a GIF the first picture counts; what is
+    transparent in a PNG or WebP file shows white (but not the single transparent colour that a PNG file without alpha
+    channel and palette may name).
+
+    Args:
+        content: string [], the bytes of the file.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes are not an image, or not all of one.
+    """
+
+    def decode(channels: int) -> tf.Tensor:
+        return tf.io.decode_image(content, channels, expand_animations=False)
+
+    # 0 asks for as many channels as there are. TensorFlow 2.21, asked for 4, makes PNG images of less than 8 bits
+    # nearly transparent (alpha 1 of 255 for a palette of 1 bit), and refuses WebP images that have 3.
+    return tf.cond(
+        has_format(content, "PNG") | has_format(content, "WebP"), lambda: _on_white(decode(0)), lambda: decode(3)
+    )
+
+
+def _on_white(image: tf.Tensor) -> tf.Tensor:
+    """uint8 [H, W, 1 .. 4], grey or RGB, with or without alpha, to [H, W, 3]: colour x alpha + white x (1 - alpha)."""
+    height, width, channels = tf.unstack(tf.shape(image))
+    has_alpha = channels % 2 == 0
+    colour = tf.broadcast_to(image[..., : channels - tf.cast(has_alpha, tf.int32)], [height, width, 3])
+
+    def blend() -> tf.Tensor:
+        alpha = tf.cast(image[..., -1:], tf.float32) / 255
+        return tf.cast(tf.round(255 + (tf.cast(colour, tf.float32) - 255) * alpha), tf.uint8)
+
+    return tf.cond(has_alpha, blend, lambda: colour)
