@@ -1,0 +1,237 @@
+"""Checkpoints that are either whole or not there, and the lock that keeps a directory to one process."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from mobiatt_tf import files
+from mobiatt_tf.errors import UserError
+from mobiatt_tf.training.ema import WeightAverage
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a checkpoint knows beside the weights.
+
+    Attributes:
+        step: steps done since the start of the run.
+        log_bytes: length of log.jsonl at that moment; what was written later is dropped on resume.
+        window_losses: losses of the steps since the last log line.
+        train_seconds: time spent in training steps so far, over all processes.
+    """
+
+    step: int = 0
+    log_bytes: int = 0
+    window_losses: tuple[float, ...] = field(default=())
+    train_seconds: float = 0.0
+
+
+class Checkpoints:
+    """Keeps the newest checkpoints of a run: weights, optimizer, moving average and `Progress`.
+
+    A checkpoint is TensorFlow's files plus a manifest with their sizes and SHA-256, which is renamed into place last.
+    Seeds are no part of it: the loop derives them from the recipe's seed and the step.
+
+    Args:
+        directory: holds nothing but these checkpoints. Files that no manifest names are left-overs of a kill and are
+            removed.
+        model: a built model.
+        optimizer: built on the model.
+        average: the moving average, if there is one.
+        keep: how many to keep.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        average: WeightAverage | None,
+        keep: int = 3,
+    ) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._weights = [weight.value for weight in model.weights]
+        self._checkpoint = tf.train.Checkpoint(
+            weights=self._weights,
+            optimizer=[variable.value for variable in optimizer.variables],
+            averages=average.averages if average else [],
+        )
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{directory} cannot be made ({error.strerror}). Choose another output directory."
+            ) from error
+
+    def newest(self) -> Path | None:
+        """The manifest of the newest checkpoint, whole or not."""
+        return max(self._directory.glob("step_*.json"), default=None, key=_step_of)
+
+    def save(self, progress: Progress) -> Path:
+        """Writes a checkpoint and drops the oldest beyond `keep`. Returns its manifest.
+
+        Raises:
+            UserError: a weight is not finite (nothing is written), or the disk refuses.
+        """
+        if not all(bool(tf.reduce_all(tf.math.is_finite(w))) for w in self._weights if w.dtype.is_floating):
+            raise UserError(f"A weight is not finite after step {progress.step}. {self.advice()}")
+        name = f"step_{progress.step:09d}"
+        try:
+            self._checkpoint.write(str(self._directory / name))
+            written = sorted(self._directory.glob(f"{name}.index")) + sorted(self._directory.glob(f"{name}.data-*"))
+            manifest = {
+                "progress": dataclasses.asdict(progress),
+                "files": {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in written},
+            }
+            for path in written:  # the content must be on the disk before the manifest that vouches for it
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            files.write_json(self._directory / f"{name}.json", manifest)
+        except (tf.errors.OpError, OSError) as error:
+            reason = error.message if isinstance(error, tf.errors.OpError) else error.strerror
+            raise UserError(
+                f"The checkpoint of step {progress.step} cannot be written to {self._directory} ({reason}). "
+                "Free some space and run the same command again: it goes on from the checkpoint before."
+            ) from error
+        for old in sorted(self._directory.glob("step_*.json"), key=_step_of)[: -self._keep]:
+            old.unlink()
+        self._remove_strays()
+        return self._directory / f"{name}.json"
+
+    def restore(self) -> Progress | None:
+        """Loads the newest whole checkpoint; None when there is none at all.
+
+        A damaged checkpoint is named in a warning, removed, and the one before it is taken.
+
+        Raises:
+            UserError: there were checkpoints, but none of them is whole.
+        """
+        damaged = []
+        for manifest in sorted(self._directory.glob("step_*.json"), key=_step_of, reverse=True):
+            content, damage = _read(manifest)
+            if damage:
+                logging.warning("Checkpoint %s is damaged (%s) and is left out.", manifest.with_suffix(""), damage)
+                damaged.append(manifest)
+                continue
+            status = self._checkpoint.read(str(manifest.with_suffix("")))
+            status.assert_consumed().assert_existing_objects_matched()
+            for path in damaged:
+                path.unlink()
+            self._remove_strays()
+            progress = content["progress"]
+            return Progress(**{**progress, "window_losses": tuple(progress["window_losses"])})
+        if damaged:
+            raise UserError(
+                f"None of the {len(damaged)} checkpoints in {self._directory} is whole. "
+                f"Remove {self._directory.parent} to start anew, or choose another output directory."
+            )
+        self._remove_strays()
+        return None
+
+    def advice(self) -> str:
+        """What to do about a run that diverged."""
+        newest = self.newest()
+        last = f"The last good checkpoint is {newest.with_suffix('')}" if newest else "There is no checkpoint yet"
+        return f"{last}. Start anew in another directory with a lower learning_rate, a longer warm-up or clip_norm=1."
+
+    def _remove_strays(self) -> None:
+        whole = {path.stem for path in self._directory.glob("step_*.json")}
+        for path in self._directory.iterdir():
+            if path.name.split(".")[0] not in whole:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _step_of(manifest: Path) -> int:
+    return int(manifest.stem.removeprefix("step_"))
+
+
+def _read(manifest: Path) -> tuple[dict[str, Any], str]:
+    """The manifest's content, and what is wrong with the checkpoint ("" if it is whole)."""
+    try:
+        content = json.loads(manifest.read_text())
+        for name, expected in content["files"].items():
+            path = manifest.with_name(name)
+            if not path.exists():
+                return content, f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return content, f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            if files.sha256(path) != expected["sha256"]:
+                return content, f"the content of {name} has changed"
+        Progress(**content["progress"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return {}, f"{manifest.name} cannot be read: {error}"
+    return content, ""
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keeps the directory to this process. The kernel frees the lock when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it, or the directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be used ({error.strerror}). Choose another output directory.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"Process {file.read().strip() or 'unknown'} is already training in {directory}. "
+                "Wait for it, stop it, or choose another output directory."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def check_same_run(path: Path, run: dict[str, Any]) -> None:
+    """Writes what identifies a run to `path`, or compares it with what is there.
+
+    Raises:
+        UserError: the directory belongs to another run; the differing fields are listed.
+    """
+    run = json.loads(json.dumps(run))  # as it reads back: tuples become lists
+    if not path.exists():
+        files.write_json(path, run)
+        return
+    known = files.read_json(path)
+    if known == run:
+        return
+    before, now = _flatten(known), _flatten(run)
+    differing = [
+        f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    raise UserError(
+        f"{path.parent} holds a run that differs from this one ({'; '.join(differing)}). "
+        "Use the same settings to resume it, or another output directory to start a new run."
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, child in value.items()
+        for name, leaf in _flatten(child, f"{prefix}.{key}" if prefix else key).items()
+    }

@@ -1,0 +1,68 @@
+"""AdamW with warm-up and cosine, and the variables that are spared from weight decay."""
+
+from typing import Any
+
+import keras
+
+from mobiatt_tf.training.recipes import Recipe
+
+_SPARED = (
+    "position_embedding",
+    "pos_embed",
+    "class_token",
+    "cls_token",
+    "distillation_token",
+    "dist_token",
+    "attention_bias",
+)
+
+
+def is_decayed(path: str, rank: int) -> bool:
+    """Whether weight decay applies to a variable.
+
+    Spared are biases and the scales and offsets of normalisation and of layer scale (all of rank 0 or 1), position
+    embeddings, class and distillation tokens, and attention bias tables: DeiT's `no_weight_decay` and timm's rule for
+    one-dimensional parameters. Kernels of any rank, depthwise ones included, decay.
+
+    Args:
+        path: the variable's path, such as "blocks_0/attention/query/kernel".
+        rank: its number of dimensions.
+    """
+    return rank > 1 and not any(name in path for name in _SPARED)
+
+
+def make_schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up from `warmup_learning_rate`, then a cosine to `minimum_learning_rate` at the last step."""
+    total_steps = recipe.epochs * steps_per_epoch
+    warmup_steps = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=recipe.warmup_learning_rate if warmup_steps else recipe.learning_rate,
+        decay_steps=max(total_steps - 1 - warmup_steps, 1),
+        alpha=recipe.minimum_learning_rate / recipe.learning_rate,
+        warmup_target=recipe.learning_rate if warmup_steps else None,
+        warmup_steps=warmup_steps,
+    )
+
+
+class AdamW(keras.optimizers.AdamW):
+    """Keras' AdamW for gradients that have been summed over the devices already.
+
+    Keras' own sums them itself, but clips by norm before: every device would clip its own share of the gradient.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars
+
+
+def make_optimizer(recipe: Recipe, steps_per_epoch: int, model: keras.Model) -> AdamW:
+    """AdamW (betas .9 and .999, epsilon 1e-8 as in PyTorch and timm), built on the model's trainable variables.
+
+    Call it under the strategy's scope.
+    """
+    optimizer = AdamW(
+        learning_rate=make_schedule(recipe, steps_per_epoch), weight_decay=recipe.weight_decay, epsilon=1e-8
+    )
+    spared = [variable for variable in model.trainable_variables if not is_decayed(variable.path, len(variable.shape))]
+    optimizer.exclude_from_weight_decay(var_list=spared)
+    optimizer.build(model.trainable_variables)
+    return optimizer

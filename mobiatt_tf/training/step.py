@@ -1,0 +1,83 @@
+"""The compiled part of the loop: forward, backward, sum over the devices, clip, AdamW, moving average."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mobiatt_tf.training.ema import WeightAverage
+from mobiatt_tf.training.losses import classification_loss
+from mobiatt_tf.training.optimizer import AdamW
+from mobiatt_tf.training.recipes import Recipe
+
+RunSteps = Callable[[Iterator[Any], tf.Tensor], tf.Tensor]
+
+
+def make_run_steps(
+    model: keras.Model,
+    optimizer: AdamW,
+    average: WeightAverage | None,
+    recipe: Recipe,
+    strategy: tf.distribute.Strategy,
+    jit_compile: bool = False,
+) -> RunSteps:
+    """A function (batches, count) that takes `count` training steps and returns their losses, float32 [count].
+
+    `batches` is an iterator of (images float32 [B, H, W, 3], labels) from `strategy.distribute`; `count` is an int32
+    tensor, so that no number of steps compiles anew. The loss of a step is the mean over the whole batch plus what the
+    layers add, and its gradient is the same for any number of devices.
+
+    Args:
+        model: training mode may return several heads, see `classification_loss`.
+        optimizer: from `make_optimizer`; its `iterations` count the steps.
+        average: updated after every step, if given.
+        recipe: batch size, label smoothing, clip_norm and seed are used.
+        strategy: the model, optimizer and average were made under its scope.
+        jit_compile: compile forward and backward with XLA (not with synchronized batch norm on several devices).
+    """
+    replicas = strategy.num_replicas_in_sync
+    weights = {id(weight) for weight in model.weights}
+    seeds = [variable for variable in model.variables if id(variable) not in weights]
+
+    def forward_backward(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        for seed, number in zip(seeds, tf.unstack(numbers), strict=True):
+            seed.assign(number)
+        with tf.GradientTape() as tape:
+            outputs = model(images, training=True)
+            loss = tf.reduce_sum(classification_loss(outputs, labels, recipe.label_smoothing)) / recipe.batch_size
+            if model.losses:
+                loss += tf.cast(tf.add_n(model.losses), tf.float32) / replicas
+        return loss, tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+
+    if jit_compile:
+        forward_backward = tf.function(forward_backward, jit_compile=True)
+
+    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        # Randomness is a function of (seed, step, device): nothing to save, and devices draw different masks.
+        position = tf.cast(optimizer.iterations.value, tf.int64) * replicas + tf.cast(
+            context.replica_id_in_sync_group, tf.int64
+        )
+        numbers = tf.random.stateless_uniform(
+            (len(seeds), 2), (recipe.seed, position), minval=0, maxval=2**31 - 1, dtype=tf.int64
+        )
+        loss, gradients = forward_backward(images, labels, numbers)
+        gradients = context.all_reduce("SUM", gradients)
+        if recipe.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip_norm)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    @tf.function(reduce_retracing=True)
+    def run_steps(batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
+        losses = tf.TensorArray(tf.float32, size=count)
+        for index in tf.range(count):
+            step = tf.identity(optimizer.iterations.value)
+            loss = strategy.run(replica_step, args=next(batches))
+            losses = losses.write(index, strategy.reduce("SUM", loss, axis=None))
+            if average is not None:
+                average.update(step)
+        return losses.stack()  # [count]
+
+    return run_steps

@@ -1,0 +1,145 @@
+"""A small model and dataset, and runs of them in a process of their own (python -m tests.training.small ACTION DIR)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mobiatt_tf import data, training
+from mobiatt_tf.training.optimizer import make_optimizer
+from mobiatt_tf.training.step import make_run_steps
+from mobiatt_tf.training.strategy import distribute
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = 3
+
+
+def make_model(dropout: float = 0.0, synchronized: bool = True, size: int = 8) -> keras.Model:
+    """Convolution, batch norm, layer norm, dropout and dense on size x size images."""
+    images = keras.Input((size, size, 3))
+    # No bias: batch norm takes it out, so that its gradient is rounding noise, which AdamW scales up to whole steps.
+    x = keras.layers.Conv2D(4, 3, strides=2, use_bias=False, name="convolution")(images)
+    x = keras.layers.BatchNormalization(synchronized=synchronized, momentum=0.9, name="batch_norm")(x)
+    x = keras.layers.Flatten(name="flatten")(keras.layers.ReLU(name="relu")(x))
+    x = keras.layers.LayerNormalization(name="layer_norm")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model(images, keras.layers.Dense(CLASSES, name="head", dtype="float32")(x))
+
+
+def make_dataset(train: int = 96, test: int = 23, seed: int = 0) -> data.Dataset:
+    """Noise on a colour per class: 8 x 8 RGB images that can be learnt but not by heart in a step."""
+    generator = np.random.default_rng(seed)
+    colours = generator.integers(60, 200, (CLASSES, 1, 1, 3))
+
+    def split(count: int) -> data.Split:
+        labels = generator.integers(0, CLASSES, count).astype(np.int32)
+        images = colours[labels] + generator.normal(0, 60, (count, 8, 8, 3))
+        return data.Split(labels=labels, images=images.clip(0, 255).astype(np.uint8))
+
+    return data.Dataset("colours", ("red", "green", "blue"), split(train), split(test))
+
+
+def recipe(**changes: int | float | bool | str) -> training.Recipe:
+    """Four epochs of six steps, with everything switched on that a small model can show."""
+    values = {"epochs": 4, "batch_size": 16, "learning_rate": 1e-2, "warmup_epochs": 0.5, "ema_decay": 0.9, **changes}
+    return training.Recipe(**values)  # type: ignore[arg-type]
+
+
+def read_lines(directory: Path) -> list[dict[str, float]]:
+    """The log's lines without what differs from run to run: the speed."""
+    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def start(action: str, directory: Path) -> subprocess.Popen[str]:
+    """Starts an action of this module in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.training.small", action, str(directory)],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _long_run(directory: Path) -> None:
+    """Four epochs of 250 steps with dropout, average and checkpoints every 40 steps, deterministic to the bit."""
+    tf.config.experimental.enable_op_determinism()
+    training.train(
+        lambda: make_model(dropout=0.3, synchronized=False),
+        make_dataset(train=1000),
+        recipe(epochs=4, batch_size=4, clip_norm=1.0, augmentation="flip_crop"),
+        directory,
+        training.make_strategy("one"),
+        cadence=training.Cadence(log_every=7, checkpoint_steps=40),
+    )
+
+
+def _mirrored_run(directory: Path) -> None:
+    """The same 20 steps on one device and on two, without and with clipping; then masks.json, see `_dropout_masks`."""
+    training.make_logical_cpu_devices(2)
+    for name, strategy_name, clip_norm in (
+        ("one", "one", 0.0),
+        ("two", "mirrored", 0.0),
+        ("one_clipped", "one", 0.1),
+        ("two_clipped", "mirrored", 0.1),
+    ):
+        training.train(
+            make_model,
+            make_dataset(train=160, test=23),
+            recipe(epochs=2, batch_size=16, clip_norm=clip_norm),
+            directory / name,
+            training.make_strategy(strategy_name),
+            cadence=training.Cadence(log_every=1),
+        )
+    (directory / "masks.json").write_text(json.dumps(_dropout_masks(training.make_strategy("mirrored"))))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class _Record(keras.layers.Layer):
+    """Passes on [1, 64] and keeps it; each device has its own copy, as no aggregation is asked for."""
+
+    def build(self, _: tuple[int | None, ...]) -> None:
+        self.seen = self.add_weight(shape=(64,), initializer="zeros", trainable=False, aggregation="none", name="seen")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        self.seen.assign(inputs[0])
+        return inputs
+
+
+def _dropout_masks(strategy: tf.distribute.Strategy) -> list[list[list[int]]]:
+    """Which of 64 elements dropout keeps, by step and device, in three training steps on an input of ones."""
+    masks = []
+    with strategy.scope():
+        images = keras.Input((8, 8, 3))
+        record = _Record(name="record")
+        x = record(keras.layers.Dropout(0.5)(keras.layers.Flatten()(images)[:, :64]))
+        model = keras.Model(images, keras.layers.Dense(CLASSES)(x))
+        settings = recipe(batch_size=2)
+        run_steps = make_run_steps(model, make_optimizer(settings, 6, model), None, settings, strategy)
+        batches = tf.data.Dataset.from_tensors((tf.ones((2, 8, 8, 3)), tf.zeros(2, tf.int32))).repeat()
+        iterator = distribute(strategy, batches)
+        for _ in range(3):
+            run_steps(iterator, tf.constant(1))
+            copies = strategy.experimental_local_results(record.seen.value)
+            masks.append([(copy.numpy() > 0).astype(int).tolist() for copy in copies])
+    return masks
+
+
+def _main() -> None:
+    action, directory = sys.argv[1:]
+    try:
+        {"long": _long_run, "mirrored": _mirrored_run}[action](Path(directory))
+    except training.TrainingInterrupted as interruption:
+        print(interruption, file=sys.stderr)
+        sys.exit(interruption.exit_status)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,52 @@
+"""Two devices compute what one computes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training import small
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("mirrored")
+    process = small.start("mirrored", directory)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return directory
+
+
+def losses(directory: Path) -> np.ndarray:
+    return np.array([line["loss"] for line in small.read_lines(directory) if line["kind"] == "train"])
+
+
+@pytest.mark.parametrize("suffix", ["", "_clipped"])
+def test_losses_are_those_of_one_device(runs: Path, suffix: str) -> None:
+    one, two = losses(runs / f"one{suffix}"), losses(runs / f"two{suffix}")
+    assert len(one) == 20
+    assert one[-1] < one[0]
+    np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def test_clipping_changes_the_run(runs: Path) -> None:
+    assert np.abs(losses(runs / "one_clipped") - losses(runs / "one")).max() > 1e-3
+
+
+def test_evaluation_counts_every_image_once(runs: Path) -> None:
+    one, two = (json.loads((runs / name / "results.json").read_text()) for name in ("one", "two"))
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert two["images"] == 23  # 23 images in batches of 16: the last one does not fill its batch
+    assert two["confusion_matrix"] == one["confusion_matrix"]
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+
+
+def test_devices_draw_different_dropout(runs: Path) -> None:
+    masks = json.loads((runs / "masks.json").read_text())  # [step][device][element]
+    flat = [tuple(device) for step in masks for device in step]
+    assert len(flat) == 6
+    assert len(set(flat)) == 6  # another mask on each device and in each step
+    assert 0.3 < np.mean(flat) < 0.7

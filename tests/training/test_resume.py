@@ -1,0 +1,77 @@
+"""A run that is killed or stopped goes on as if nothing had happened: real processes, real signals."""
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.training import small
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
+    process = small.start("long", directory)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return directory
+
+
+def final_weights(directory: Path) -> dict[str, np.ndarray]:
+    """Every variable of the newest checkpoint: weights, optimizer and averages."""
+    newest = max((directory / "checkpoints").glob("*.index"))
+    reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def send_in_mid_epoch(directory: Path, number: signal.Signals) -> tuple[int, str]:
+    """Sends the signal when the log has passed step 600 (in the third of four epochs); returns status and errors."""
+    process = small.start("long", directory)
+    log = directory / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step": 602' in log.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    assert small.read_lines(resumed) == small.read_lines(whole)
+    left, right = final_weights(resumed), final_weights(whole)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_killed_run_resumes_bit_by_bit(whole_run: Path, tmp_path: Path) -> None:
+    status, _ = send_in_mid_epoch(tmp_path, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    steps = [line["step"] for line in small.read_lines(tmp_path) if line["kind"] == "train"]
+    assert 602 <= steps[-1] < 1000
+    process = small.start("long", tmp_path)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert int(errors.split("Going on after step ")[1].split()[0]) >= 600
+    assert_same_run(tmp_path, whole_run)
+
+
+def test_terminated_run_saves_and_resumes_bit_by_bit(whole_run: Path, tmp_path: Path) -> None:
+    status, errors = send_in_mid_epoch(tmp_path, signal.SIGTERM)
+    assert status == 143
+    assert "SIGTERM: saved at step" in errors
+    assert "same command" in errors
+    saved = int(errors.split("saved at step ")[1].split()[0])
+    assert (tmp_path / "checkpoints" / f"step_{saved:09d}.json").exists()
+    process = small.start("long", tmp_path)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert f"Going on after step {saved} " in errors
+    assert_same_run(tmp_path, whole_run)

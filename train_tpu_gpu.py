@@ -1,0 +1,138 @@
+"""Trains a classifier, or goes on with the run in --output_dir.
+
+Example, a few minutes on a CPU:
+    python train_tpu_gpu.py --recipe=quickstart --variant=quickstart --output_dir=runs/quickstart
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import flags, logging
+
+import keras_models
+from mobiatt_tf import cli, data, files, training
+from mobiatt_tf.errors import UserError
+
+MODELS: dict[str, Callable[..., keras.Model]] = {"deit": keras_models.DeiTMobiAtt}
+
+DATASET = flags.DEFINE_string("dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, or a folder of images.")
+CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where downloads are kept.")
+LIMIT_TRAIN = flags.DEFINE_integer("limit_train", None, "Take only so many training images.", lower_bound=1)
+LIMIT_TEST = flags.DEFINE_integer("limit_test", None, "Take only so many test images.", lower_bound=1)
+MODEL = flags.DEFINE_enum("model", "deit", list(MODELS), "Family.")
+VARIANT = flags.DEFINE_string("variant", "tiny", "Size within the family.")
+IMAGE_SIZE = flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the variant's.")
+NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads; without it, the variant's.", lower_bound=1)
+ATTENTION = flags.DEFINE_enum("attention", "mobile", ["mobile", "softmax", "linear"], "Kind of attention.")
+RECIPE = flags.DEFINE_enum("recipe", "quickstart", list(training.RECIPES), "Every field of it is a flag too.")
+STRATEGY = flags.DEFINE_enum("strategy", "one", training.STRATEGIES, "One device, or all of this machine.")
+LOGICAL_DEVICES = flags.DEFINE_integer("logical_devices", None, "Split the CPU into so many devices.", lower_bound=1)
+OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Gets the logs, checkpoints, results and model.", required=True)
+LOG_EVERY = flags.DEFINE_integer("log_every", 50, "Steps between two log lines.")
+EVALUATE_EVERY = flags.DEFINE_integer("evaluate_every", 1, "Epochs between two evaluations.")
+CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_every_seconds", 600, "Besides the end of every epoch.")
+CHECKPOINT_STEPS = flags.DEFINE_integer("checkpoint_every_steps", 0, "Besides the end of every epoch; 0: never.")
+JIT_COMPILE = flags.DEFINE_bool("jit_compile", False, "Compile the forward and backward pass with XLA.")
+DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Only deterministic operations: slower, repeats bit by bit.")
+EVALUATE_ONLY = flags.DEFINE_bool("evaluate_only", False, "Evaluate model.keras in --output_dir and change nothing.")
+
+_DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool, str: flags.DEFINE_string}
+OVERRIDES = {
+    field.name: _DEFINE[field.type](field.name, None, f"Replaces the recipe's {field.name}.")  # type: ignore[index]
+    for field in dataclasses.fields(training.Recipe)
+}
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "224" or "192x256"; None of None."""
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise UserError(f"--image_size={text} is not a size: give one side, as in 224, or HEIGHTxWIDTH, as in 192x256.")
+    return int(sides[0]), int(sides[-1])
+
+
+def load_dataset() -> data.Dataset:
+    """The dataset of the flags."""
+    dataset = data.load(DATASET.value, CACHE_DIR.value)
+    if LIMIT_TRAIN.value:
+        dataset = dataclasses.replace(dataset, train=dataset.train.take(LIMIT_TRAIN.value))
+    if LIMIT_TEST.value:
+        dataset = dataclasses.replace(dataset, test=dataset.test.take(LIMIT_TEST.value))
+    return dataset
+
+
+def evaluate(dataset: data.Dataset, strategy: tf.distribute.Strategy, batch_size: int) -> None:
+    """Prints loss and accuracy of the saved model."""
+    path = files.user_path(OUTPUT_DIR.value) / "model.keras"
+    if not path.exists():
+        raise UserError(f"There is no {path}: train first, with the same command without --evaluate_only.")
+    with strategy.scope():
+        model = keras.saving.load_model(path, compile=False)
+    try:
+        result = training.Evaluator(model, strategy, batch_size)(dataset.test)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
+    print(f"{path}: top-1 {result.top1:.2%}{top5}, loss {result.loss:.4f} on {result.count} images of {dataset.name}")
+
+
+def main(_: Sequence[str]) -> None:
+    """Trains or evaluates as the flags say."""
+    logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every checkpoint
+    model_config: dict[str, Any] = {
+        "family": MODEL.value, "variant": VARIANT.value, "num_heads": NUM_HEADS.value, "attention": ATTENTION.value
+    }  # fmt: skip
+    size = image_size(IMAGE_SIZE.value)
+    try:
+        if LOGICAL_DEVICES.value:
+            training.make_logical_cpu_devices(LOGICAL_DEVICES.value)
+        if DETERMINISTIC.value:
+            tf.config.experimental.enable_op_determinism()
+        overrides = {name: flag.value for name, flag in OVERRIDES.items() if flag.value is not None}
+        recipe = training.make_recipe(RECIPE.value, **overrides)
+        strategy = training.make_strategy(STRATEGY.value)
+        dataset = load_dataset()
+        training.steps_per_epoch(dataset, recipe, strategy)
+        cadence = training.Cadence(
+            LOG_EVERY.value, EVALUATE_EVERY.value, CHECKPOINT_SECONDS.value, CHECKPOINT_STEPS.value
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if EVALUATE_ONLY.value:
+        evaluate(dataset, strategy, recipe.batch_size)
+        return
+
+    def build_model() -> keras.Model:
+        arguments = {name: value for name, value in model_config.items() if name != "family"}
+        try:
+            return MODELS[MODEL.value](
+                image_size=size, num_classes=len(dataset.class_names), drop_path=recipe.drop_path, **arguments
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    try:
+        results = training.train(
+            build_model,
+            dataset,
+            recipe,
+            OUTPUT_DIR.value,
+            strategy,
+            model_config=model_config,
+            cadence=cadence,
+            jit_compile=JIT_COMPILE.value,
+        )
+    except training.TrainingInterrupted as interruption:
+        print(interruption, file=sys.stderr)
+        sys.exit(interruption.exit_status)
+    print(f"top-1 {results['top1']:.2%}, loss {results['loss']:.4f} on {results['images']} test images")
+
+
+if __name__ == "__main__":
+    cli.run(main)
