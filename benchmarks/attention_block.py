@@ -63,7 +63,9 @@ def main(_: Sequence[str]) -> None:
             found = measure(tokens, values.format, Path(directory))
             results[tokens] = found
             device = found.device
-    print(f"{device['cpu']}, ai-edge-litert {device['ai_edge_litert']}, {values.num_threads} thread(s), {values.format}")
+    print(
+        f"{device['cpu']}, ai-edge-litert {device['ai_edge_litert']}, {values.num_threads} thread(s), {values.format}"
+    )
     print(f"width {values.model_dim}; median latency relative to the four projections of the same size (the floor)\n")
     names = list(blocks(values.model_dim, values.head_dim, values.softmax_head_dim))
     print(f"{'tokens':>8}{'floor ms':>12}" + "".join(f"{name:>14}" for name in names[1:]))

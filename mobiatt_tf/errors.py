@@ -4,6 +4,6 @@
 class UserError(Exception):
     """A mistake its reader can mend: the message says what was given, what is allowed, what to do.
 
-    Library functions raise `ValueError` or `TypeError` for wrong arguments. `UserError` is for the outside world: a file
-    that is missing or corrupt, a dataset that cannot be had, a disk that is full.
+    Library functions raise `ValueError` or `TypeError` for wrong arguments. `UserError` is for the outside world: a
+    file that is missing or corrupt, a dataset that cannot be had, a disk that is full.
     """

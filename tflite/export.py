@@ -81,8 +81,8 @@ def export(
         verification = verify.verify(temporary, model, images, labels, verify.TOLERANCES[format])
         if not verification.passed:
             raise UserError(
-                f"The {format} file differs from its Keras model by {verification.max_relative_error:.2e} of max|logit| "
-                f"on {verification.images} images, more than the allowed {verification.tolerance:.0e}. "
+                f"The {format} file differs from its Keras model by {verification.max_relative_error:.2e} of "
+                f"max|logit| on {verification.images} images, more than the allowed {verification.tolerance:.0e}. "
                 "Nothing was written."
             )
     plan = Plan(graphs=(output,), runs=runs, warmup=3, profile=False)

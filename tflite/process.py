@@ -1,5 +1,6 @@
 """Starts `tflite.worker` processes and talks to them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -84,7 +85,8 @@ class Worker:
         assert self._process.stdout is not None
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a request that the child did not live to read
+            self._process.stdin.close()
         self._process.stdout.close()
         self._errors.close()
 

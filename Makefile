@@ -1,0 +1,40 @@
+# `make help` lists the targets. On Debian or Ubuntu: sudo apt-get install make python3.11 python3.11-venv
+
+PYTHON ?= python3.11
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+QUICKSTART_MODEL := runs/quickstart/model.tflite
+
+.NOTPARALLEL:
+.PHONY: help quickstart test check pytest bazel dev format clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+quickstart: ## .venv with the pinned dependencies, then train, export, check and measure the small model
+	@tools/make_venv.sh "$(PYTHON)" $(VENV) requirements.txt
+	PYTHONPATH=. $(VENV_PYTHON) tools/quickstart.py
+
+test: quickstart check bazel pytest ## everything that CI runs
+
+dev: ## .venv with what `make test` needs
+	@tools/make_venv.sh "$(PYTHON)" $(VENV) requirements-dev.txt
+
+check: dev ## ruff (rules and format) and mypy
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+
+pytest: dev ## every test, the slow ones too
+	$(VENV)/bin/python -m pytest
+
+bazel: dev ## build //..., test //tests/..., run //tflite:benchmark on the quickstart's model
+	@tools/run_bazel.sh "$(CURDIR)/$(VENV_PYTHON)" $(QUICKSTART_MODEL)
+
+format: dev ## rewrite the files as `make check` wants them
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+clean: ## remove caches and build results; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

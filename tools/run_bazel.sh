@@ -1,0 +1,20 @@
+#!/bin/sh
+# Usage: tools/run_bazel.sh PYTHON MODEL
+# The Bazel part of `make test`: builds everything, runs the Bazel tests and the benchmark on MODEL, all with PYTHON.
+set -eu
+export MOBIATT_PYTHON=$1
+model=$2
+# Bazel starts each program through `env python3`; a Debian with python3.11 alone has no python3 but this one.
+PATH="$(dirname "$MOBIATT_PYTHON"):$PATH"
+export PATH
+
+status=0
+tools/install_bazel.sh || status=$?
+if [ "$status" = 2 ]; then
+    exit 0
+fi
+[ "$status" = 0 ] || exit "$status"
+
+bazel build //...
+bazel test //tests/...
+bazel run //tflite:benchmark -- --graph="$model" --num_threads=1 --output_dir=runs/bazel_benchmark
