@@ -15,6 +15,9 @@ quickstart: ## .venv with the pinned dependencies, then train, export, check and
 	@tools/make_venv.sh "$(PYTHON)" $(VENV) requirements.txt
 	PYTHONPATH=. $(VENV_PYTHON) tools/quickstart.py
 
+$(QUICKSTART_MODEL):
+	@$(MAKE) quickstart
+
 test: quickstart check bazel pytest ## everything that CI runs
 
 dev: ## .venv with what `make test` needs
@@ -25,10 +28,10 @@ check: dev ## ruff (rules and format) and mypy
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 
-pytest: dev ## every test, the slow ones too
+pytest: dev | $(QUICKSTART_MODEL) ## every test, the slow ones too
 	$(VENV)/bin/python -m pytest
 
-bazel: dev ## build //..., test //tests/..., run //tflite:benchmark on the quickstart's model
+bazel: dev | $(QUICKSTART_MODEL) ## build //..., test //tests/..., run //tflite:benchmark on the quickstart's model
 	@tools/run_bazel.sh "$(CURDIR)/$(VENV_PYTHON)" $(QUICKSTART_MODEL)
 
 format: dev ## rewrite the files as `make check` wants them

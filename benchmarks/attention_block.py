@@ -1,6 +1,6 @@
 """Latency of one attention block as a TFLite file, against the floor of its four dense projections.
 
-python benchmarks/attention_block.py --tokens=49,196,784 --model_dim=192
+PYTHONPATH=. python benchmarks/attention_block.py --tokens=49,196,784 --model_dim=192
 
 All files of one size are measured in one interleaved run through LiteRT and XNNPACK; ratios are paired by round. The
 floor is a graph of the four projections alone: no attention can be faster. Writes JSON and a PNG.
@@ -57,6 +57,8 @@ def main(_: Sequence[str]) -> None:
     for name in ("head_dim", "softmax_head_dim"):
         if values.model_dim % getattr(values, name):
             raise UserError(f"--{name}={getattr(values, name)} does not divide --model_dim={values.model_dim}.")
+    if not values.tokens or not all(count.isdecimal() and int(count) for count in values.tokens):
+        raise UserError(f"--tokens={','.join(values.tokens)} is not a list of numbers; give it as in --tokens=49,196.")
     results: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         for tokens in (int(count) for count in values.tokens):

@@ -1,7 +1,6 @@
 """What the model families share."""
 
-import contextlib
-from collections.abc import Iterator
+import operator
 from typing import Any
 
 import keras
@@ -10,22 +9,24 @@ import numpy as np
 from mobiatt_tf.layers import ATTENTIONS, PositionEmbedding, ProjectedAttention, resize_position_embedding
 
 ImageSize = int | tuple[int, int]
-HeadsArgument = int | None
 
 
-def image_sides(image_size: ImageSize, multiple: int) -> tuple[int, int]:
+def image_sides(image_size: Any, multiple: int) -> tuple[int, int]:
     """(height, width) in pixels.
 
     Raises:
         ValueError: not one or two positive integers, or not multiples of `multiple`.
     """
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 or side % multiple for side in sides):
+    try:
+        sides = [operator.index(side) for side in (image_size if hasattr(image_size, "__len__") else (image_size,))]
+    except TypeError:
+        sides = []
+    if len(sides) not in (1, 2) or any(side < 1 or side % multiple for side in sides):
         raise ValueError(
             f"image_size must be one side or (height, width) in pixels, each a positive multiple of {multiple}, but "
             f"{image_size} was given."
         )
-    return sides[0], sides[1]
+    return sides[0], sides[-1]
 
 
 def attention_layer(
@@ -46,20 +47,6 @@ def attention_layer(
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Stochastic depth rates rising linearly from 0 at the first block to `last`, as in timm."""
     return [float(rate) for rate in np.linspace(0.0, last, depth)]
-
-
-@contextlib.contextmanager
-def dtype_policy(policy: str | None) -> Iterator[None]:
-    """Builds layers under a Keras dtype policy and restores the global one; None changes nothing."""
-    if policy is None:
-        yield
-        return
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import keras
 
-from keras_models.common import HeadsArgument, ImageSize, attention_layer, drop_path_rates, dtype_policy, image_sides
+from keras_models.common import ImageSize, attention_layer, drop_path_rates, image_sides
 from mobiatt_tf.layers import MLP, ClassToken, DropPath, PatchEmbedding, PositionEmbedding, SelectToken
+from mobiatt_tf.models import dtype_policy
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def DeiTMobiAtt(
     variant: str = "tiny",
     image_size: ImageSize | None = None,
     num_classes: int = 1000,
-    num_heads: HeadsArgument = None,
+    num_heads: int | None = None,
     attention: str = "mobile",
     distilled: bool = False,
     drop_path: float = 0.1,

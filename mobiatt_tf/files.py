@@ -29,7 +29,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary name keeps the target's suffix, because writers such as Keras and matplotlib choose the format by it.
 
     Raises:
-        UserError: the disk is full or the directory cannot be written.
+        UserError: the disk is full, or the target cannot be written there.
     """
     target = Path(target)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
@@ -44,11 +44,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             raise UserError(
                 f"No space left while writing {target}. Free some space and run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"{target} cannot be written: {error.strerror}. Choose another output directory."
-            ) from error
-        raise
+        raise UserError(f"{target} cannot be written: {error.strerror or error}. Choose another output.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

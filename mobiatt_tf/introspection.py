@@ -19,15 +19,19 @@ def model_flows(model: keras.Model, images: Any) -> dict[str, dict[str, np.ndarr
         By layer name, in the order of the model: what `MobileAttention.introspect` returns, float32 [B, H, N] each.
 
     Raises:
-        ValueError: the model has no such layer.
+        ValueError: the model has no such layer, or calls one more than once.
     """
     layers = [layer for layer in model.layers if isinstance(layer, MobileAttention)]
     if not layers:
         kinds = sorted({type(layer).__name__ for layer in model.layers})
         raise ValueError(f"{model.name} has no MobileAttention layer; its layers are {', '.join(kinds)}.")
-    inputs = keras.Model(model.input, [layer.input for layer in layers])
+    shared = [layer.name for layer in layers if len(layer._inbound_nodes) != 1]
+    if shared:
+        raise ValueError(f"{', '.join(shared)} is called more than once: ask each call with layer.introspect instead.")
+    inputs = keras.Model(model.input, {layer.name: layer.input for layer in layers})(images, training=False)
     seen: dict[str, dict[str, np.ndarray]] = {}
-    for layer, tokens in zip(layers, inputs(images, training=False), strict=True):
-        flows = layer.introspect(tokens)
+    for layer in layers:
+        tokens = inputs[layer.name]  # the query, or [query, key] or [query, key, value]
+        flows = layer.introspect(*tokens[:2]) if isinstance(tokens, list) else layer.introspect(tokens)
         seen[layer.name] = {name: keras.ops.convert_to_numpy(value) for name, value in flows.items()}
     return seen

@@ -95,6 +95,15 @@ def test_ci_runs_what_is_left_out_here():
         assert part in bazel
 
 
+def test_links_to_files_lead_somewhere_and_nothing_is_left_to_fill_in():
+    for path in documents():
+        text = path.read_text()
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            assert "://" in target or (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+        placeholder = re.search(r"^[A-Z_]{8,}$", text, re.MULTILINE)
+        assert placeholder is None, f"{path.relative_to(ROOT)} still says {placeholder}"
+
+
 def test_every_exemption_has_a_reason():
     for path in documents():
         for block in code_blocks(path.read_text()):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_models import DeiTMobiAtt
+from mobiatt_tf import MobileAttention
 from mobiatt_tf.introspection import model_flows
 
 
@@ -28,6 +29,27 @@ def test_the_last_block_sees_what_the_model_computes() -> None:
     by_hand = model.get_layer("block3_attention").introspect(normed)
     for name, value in model_flows(model, images)["block3_attention"].items():
         np.testing.assert_allclose(value, keras.ops.convert_to_numpy(by_hand[name]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_single_layer_with_query_and_key(batch: int) -> None:
+    """One layer only, and inputs of different widths."""
+    query, key = keras.Input((9, 32)), keras.Input((9, 16))
+    layer = MobileAttention(4)
+    model = keras.Model([query, key], layer(query, key))
+    generator = np.random.default_rng(0)
+    arrays = [generator.normal(size=(batch, 9, width)).astype("float32") for width in (32, 16)]
+    (flows,) = model_flows(model, arrays).values()
+    expected = layer.introspect(*arrays)
+    for name, value in flows.items():
+        np.testing.assert_allclose(value, keras.ops.convert_to_numpy(expected[name]), rtol=1e-5)
+
+
+def test_a_layer_called_twice_is_refused() -> None:
+    inputs = keras.Input((9, 16))
+    layer = MobileAttention(4, name="twice")
+    with pytest.raises(ValueError, match="twice is called more than once"):
+        model_flows(keras.Model(inputs, layer(layer(inputs))), np.zeros((1, 9, 16), "float32"))
 
 
 def test_a_model_without_the_operator_is_refused() -> None:

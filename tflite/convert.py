@@ -8,8 +8,8 @@ from pathlib import Path
 
 import keras
 
+from keras_models.deit import DistilledModel
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.files import user_path
 
 FORMATS = {
     "float32": "weights and arithmetic in float32",
@@ -18,45 +18,22 @@ FORMATS = {
 }
 
 
-def load_checkpoint(checkpoint: str) -> keras.Model:
-    """The trained Keras model of a run.
+def rebuild(model: keras.Model, batch_size: int | None) -> keras.Model:
+    """A float32 copy of a functional model with another batch size; shares nothing with the original.
 
-    Args:
-        checkpoint: a directory that train_tpu_gpu.py wrote (its model.keras is taken), or a .keras file.
-
-    Raises:
-        UserError: there is no such file, or Keras cannot read it.
-    """
-    path = user_path(checkpoint)
-    if path.is_dir():
-        path = path / "model.keras"
-    if not path.is_file():
-        raise UserError(
-            f"There is no model at {path}. Give the --output_dir of a training run that has finished at least one "
-            "epoch, or a .keras file."
-        )
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # zipfile, h5py, json and Keras each raise their own for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} cannot be read as a Keras model ({reason}). Export from a whole .keras file."
-        ) from error
-
-
-def rebuild_at_batch_one(model: keras.Model) -> keras.Model:
-    """A float32 copy of a functional model whose input has batch size 1; shares nothing with the original.
-
-    With an open batch size DeiT-Tiny converts to 1278 nodes in 86 XNNPACK partitions, with batch 1 to about 880 in one.
+    Exports use batch 1: with an open batch size DeiT-Tiny converts to 1278 nodes in 86 XNNPACK partitions, with batch 1
+    to about 880 in one.
 
     Raises:
-        ValueError: the model does not have exactly one input of known size.
+        ValueError: the model does not have exactly one input of known size and one output.
     """
     if len(model.inputs) != 1 or None in model.inputs[0].shape[1:]:
         shapes = [tuple(tensor.shape) for tensor in model.inputs]
         raise ValueError(
             f"Only models with one input of fixed height and width can be exported, but inputs are {shapes}."
         )
+    if len(model.outputs) != 1 and not isinstance(model, DistilledModel):
+        raise ValueError(f"Only models with one output can be exported, but {model.name} has {len(model.outputs)}.")
 
     def in_float32(layer: keras.Operation) -> keras.Operation:
         if not isinstance(layer, keras.layers.Layer):
@@ -64,7 +41,7 @@ def rebuild_at_batch_one(model: keras.Model) -> keras.Model:
         return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
 
     source = model.inputs[0]
-    images = keras.Input(batch_shape=(1, *source.shape[1:]), dtype="float32", name=source.name)
+    images = keras.Input(batch_shape=(batch_size, *source.shape[1:]), dtype="float32", name=source.name)
     copy = keras.models.clone_model(model, input_tensors=images, clone_function=in_float32)
     copy.set_weights(model.get_weights())  # the same layers in the same order; verify.py compares the outputs later
     return copy
@@ -82,12 +59,13 @@ def convert(model: keras.Model, format: str = "float32") -> bytes:
 
     Raises:
         ValueError: an unknown format, or a model that cannot be rebuilt.
+        UserError: TensorFlow's converter refuses the model.
     """
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}. Choose one of {', '.join(FORMATS)}.")
     import tensorflow as tf
 
-    copy = rebuild_at_batch_one(model)
+    copy = rebuild(model, batch_size=1)
     signature = [keras.InputSpec(shape=copy.inputs[0].shape, dtype="float32", name="images")]
     with tempfile.TemporaryDirectory() as directory, _quiet():
         saved_model = str(Path(directory) / "saved_model")
@@ -98,7 +76,11 @@ def convert(model: keras.Model, format: str = "float32") -> bytes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if format == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        return bytes(converter.convert())
+        try:
+            return bytes(converter.convert())
+        except Exception as error:  # ConverterError is not public; the text begins with the operators concerned
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"TensorFlow cannot convert {model.name} to TFLite: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Exports a trained model to TensorFlow Lite, checks the file against the Keras model, and describes it.
 
 Example:
-    python -m tflite.export --checkpoint=runs/quickstart --format=dynamic --output=runs/quickstart/dynamic.tflite
+    python -m tflite.export --checkpoint=runs/quickstart/train --format=dynamic --output=runs/dynamic.tflite
 
 A file that does not match its Keras model, that needs TensorFlow's operators, or that cannot be loaded is an error and
 is not left behind.
@@ -21,6 +21,7 @@ from absl import flags
 import keras_models
 from mobiatt_tf import cli, data, files
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.models import load_trained
 from tflite import convert, inspect, verify
 from tflite.host import HostDevice
 from tflite.measurements import Plan
@@ -78,17 +79,22 @@ def export(
         temporary.write_bytes(content)
         description = inspect.describe(temporary)
         check_description(description)
-        verification = verify.verify(temporary, model, images, labels, verify.TOLERANCES[format])
+        reference = convert.rebuild(model, batch_size=None)  # in float32, as the file computes
+        verification = verify.verify(temporary, reference, images, labels, verify.TOLERANCES[format])
         if not verification.passed:
             raise UserError(
                 f"The {format} file differs from its Keras model by {verification.max_relative_error:.2e} of "
                 f"max|logit| on {verification.images} images, more than the allowed {verification.tolerance:.0e}. "
                 "Nothing was written."
             )
-    plan = Plan(graphs=(output,), runs=runs, warmup=3, profile=False)
-    latencies = HostDevice().run(plan).measurements[0].latencies
+        plan = Plan(graphs=(temporary,), runs=runs, warmup=3, profile=False)
+        found = HostDevice().run(plan)
+        if found.interrupted:
+            raise KeyboardInterrupt
+        # No moment at which a new file stands beside the report of an old one.
+        output.with_suffix(".json").unlink(missing_ok=True)
     description = dataclasses.replace(description, path=str(output))
-    result = Export(output, format, verification, description, float(np.median(latencies)))
+    result = Export(output, format, verification, description, float(np.median(found.measurements[0].latencies)))
     files.write_json(output.with_suffix(".json"), result.to_json())
     return result
 
@@ -124,8 +130,11 @@ def format_table(result: Export) -> str:
 
 def _model_from_flags() -> keras.Model:
     values = flags.FLAGS
+    untrained = [name for name in ("variant", "image_size", "num_heads") if flags.FLAGS[name].present]
     if values.checkpoint:
-        return convert.load_checkpoint(values.checkpoint)
+        if untrained:
+            raise UserError(f"--{untrained[0]} is for models without weights: it does not go with --checkpoint.")
+        return load_trained(values.checkpoint)
     if not values.variant:
         raise UserError("Give --checkpoint=RUN_DIRECTORY_OR_KERAS_FILE, or --variant=tiny for untrained weights.")
     print(f"No --checkpoint: DeiT {values.variant} with random weights, of use for size and latency only.")
@@ -138,16 +147,19 @@ def _model_from_flags() -> keras.Model:
 
 
 def _images_from_flags(image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images named by --dataset, else those of the training run, else photographs."""
+    """The images named by --dataset, else those of the training run, else photographs; says which."""
     values = flags.FLAGS
     name = values.dataset
-    run_file = files.user_path(values.checkpoint or "") / "run.json"
-    if name is None and values.checkpoint and run_file.is_file():
-        name = files.read_json(run_file)["dataset"]["name"]
+    if name is None and values.checkpoint:
+        checkpoint = files.user_path(values.checkpoint)
+        run_file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "run.json"
+        name = files.read_json(run_file)["dataset"]["name"] if run_file.is_file() else None
     if name is None:
+        print("Checked on crops of two photographs (--dataset names other images).")
         return verify.photographs(image_size, values.check_images), None
+    print(f"Checked on test images of {name}.")
     try:
-        return verify.dataset_images(data.load(name), image_size, values.check_images)
+        return verify.dataset_images(data.load(name, values.cache_dir), image_size, values.check_images)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -176,6 +188,7 @@ def define_flags() -> None:
         "output", None, "The .tflite file to write; a .json beside it says what was checked.", required=True
     )
     flags.DEFINE_string("dataset", None, "Images to check on; without it those of the run, else photographs.")
+    flags.DEFINE_string("cache_dir", None, "Where downloads of --dataset are kept.")
     flags.DEFINE_integer("check_images", CHECK_IMAGES, "How many images to check on.", lower_bound=1)
     flags.DEFINE_string("variant", None, "Without --checkpoint: a DeiT variant with random weights.")
     flags.DEFINE_integer("image_size", None, "Without --checkpoint: its side in pixels.", lower_bound=1)

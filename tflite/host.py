@@ -101,6 +101,7 @@ class HostDevice:
                     num_threads=measurement.num_threads,
                     runs=plan.profile_runs,
                     warmup=plan.warmup,
+                    files=[str(file.absolute()) for file in plan.inputs] if plan.inputs else None,
                     seed=plan.seed,
                 )
         except UserError as error:  # the latencies stand without it

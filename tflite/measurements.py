@@ -13,6 +13,8 @@ import numpy as np
 
 from tflite.inspect import Description
 
+_MOST_THREADS = 256  # with 100,000 the LiteRT runtime dies of a segmentation fault
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -49,6 +51,8 @@ class Plan:
         if not self.num_threads or any(threads < 1 for threads in self.num_threads):
             given = ",".join(map(str, self.num_threads))
             raise ValueError(f"num_threads is {given or 'empty'}; give positive numbers, as in --num_threads=1,2.")
+        if max(self.num_threads) > _MOST_THREADS:
+            raise ValueError(f"num_threads is {max(self.num_threads)}; at most {_MOST_THREADS} are allowed.")
         if len(set(self.num_threads)) != len(self.num_threads):
             raise ValueError(f"num_threads names a count twice: {','.join(map(str, self.num_threads))}.")
         for name, least in (("runs", 1), ("warmup", 0), ("runs_per_round", 1), ("profile_runs", 1), ("seed", 0)):

@@ -112,6 +112,7 @@ def _profile_lines(measurement: Measurement) -> list[str]:
     lines = [
         f"{name}: operators by type, mean of the faster half ({profile.runs}) of the profiled runs",
         "  (recording slows them; times are whole microseconds rounded down, and the rest is not attributed)",
+        *_profile_doubts(measurement),
         f"  {'operator':<60} {'nodes':>6} {'ms':>10} {'share':>8}",
     ]
     types = list(profile.by_type().items())
@@ -132,6 +133,21 @@ def _profile_lines(measurement: Measurement) -> list[str]:
             kind = "node" if node.where == "builtin" else "operator"
             lines.append(line(f"{node.op}, {node.where} {kind} {node.index}", "", node.seconds))
     return lines
+
+
+def _profile_doubts(measurement: Measurement) -> list[str]:
+    """A warning where the profile says little about the latency: recording or what is unattributed dominates it."""
+    assert measurement.profile is not None
+    invoke, unattributed = measurement.profile.invoke_seconds, measurement.profile.unattributed_seconds
+    if not measurement.latencies:
+        return []
+    median = float(np.median(measurement.latencies))
+    if invoke <= 1.5 * median and unattributed <= 0.5 * invoke:
+        return []
+    return [
+        f"  NOT REPRESENTATIVE: a profiled invocation takes {invoke * 1e3:.3f} ms, a plain one {median * 1e3:.3f} ms, "
+        f"and {unattributed / invoke:.0%} is not attributed"
+    ]
 
 
 def _label_width(found: Measurements) -> int:
@@ -175,7 +191,8 @@ def draw(found: Measurements, path: Path) -> None:
         axis.barh([f"{op} ({count})" for op, (count, _) in types], [seconds * 1e3 for _, (_, seconds) in types])
         axis.invert_yaxis()
         axis.set_xlabel("ms per profiled invocation")
-        axis.set_title(f"{measurement.label}, {measurement.num_threads} thread(s): operators by type")
+        doubts = " (NOT REPRESENTATIVE, see the table)" if _profile_doubts(measurement) else ""
+        axis.set_title(f"{measurement.label}, {measurement.num_threads} thread(s): operators by type{doubts}")
     device = found.device
     figure.suptitle(f"{device['cpu']}, ai-edge-litert {device['ai_edge_litert']}, {device['date']}", fontsize=9)
     figure.savefig(path, dpi=120)

@@ -88,13 +88,15 @@ class Session:
         """The largest resident size of this process since the model began to load, in bytes."""
         return resident_peak_bytes()
 
-    def profile(self, path: str, num_threads: int, runs: int, warmup: int, seed: int) -> dict[str, Any]:
+    def profile(
+        self, path: str, num_threads: int, runs: int, warmup: int, files: list[str] | None, seed: int
+    ) -> dict[str, Any]:
         """Time per operator, see `tflite.profiler.profile`."""
         from tflite import profiler
 
         interpreter = Interpreter(model_path=path, num_threads=num_threads)
         interpreter.allocate_tensors()
-        inputs = make_inputs(interpreter, None, seed)
+        inputs = make_inputs(interpreter, files, seed)
         return profiler.profile(path, num_threads=num_threads, runs=runs, warmup=warmup, inputs=inputs)
 
 

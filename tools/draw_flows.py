@@ -1,6 +1,6 @@
 """Draws what the heads of a trained model do on real images: competition and allocation, block by block.
 
-python tools/draw_flows.py --checkpoint=runs/quickstart/train --dataset=fashion_mnist --output=runs/flows.png
+PYTHONPATH=. python tools/draw_flows.py --checkpoint=runs/quickstart/train --output=runs/flows.png
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mobiatt_tf import cli, data, files
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.introspection import model_flows
 from mobiatt_tf.layers import PositionEmbedding
-from tflite.convert import load_checkpoint
+from mobiatt_tf.models import load_trained
 
 _SHOWN = ("competition", "allocation")
 
@@ -63,7 +63,7 @@ def draw(model: keras.Model, images: np.ndarray, pictures: np.ndarray, path: Pat
 def main(_: Sequence[str]) -> None:
     """Draws the first test image of each of the first classes."""
     values = flags.FLAGS
-    model = load_checkpoint(values.checkpoint)
+    model = load_trained(values.checkpoint)
     test = data.load(values.dataset).test
     firsts = np.unique(test.labels, return_index=True)[1][: values.images]
     batches = data.test_batches(test.select(firsts), image_size=model.input_shape[1:3], batch_size=len(firsts))

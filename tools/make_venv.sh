@@ -9,8 +9,13 @@ requirements=$3
 
 # What was installed last; `-r requirements.txt` inside another file counts through its content.
 stamp="$venv/installed-$requirements"
-wanted=$(cat requirements.txt "$requirements" | cksum)
-if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c "" 2>/dev/null; then
+# pip leaves packages that look whole when it is killed, so a marked environment is not mended but made again.
+unfinished="$venv/unfinished"
+version='import sys; sys.exit(sys.version_info[:2] != (3, 11))'
+sum() { cat requirements.txt "$1" | cksum; }
+wanted=$(sum "$requirements")
+if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ ! -e "$unfinished" ] &&
+    "$venv/bin/python" -c "$version" 2>/dev/null; then
     exit 0
 fi
 
@@ -21,9 +26,7 @@ if ! "$python" -c "$check" >/dev/null 2>&1; then
     exit 1
 fi
 
-# pip leaves packages that look whole when it is killed, so a marked environment is not mended but made again.
-unfinished="$venv/unfinished"
-if [ -e "$unfinished" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+if [ -e "$unfinished" ] || ! "$venv/bin/python" -c "import pip; $version" >/dev/null 2>&1; then
     echo "Creating $venv with $("$python" --version)."
     mkdir -p "$venv"
     : >"$unfinished"
@@ -32,7 +35,9 @@ if [ -e "$unfinished" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1
 fi
 
 : >"$unfinished"
+rm -f "$venv"/installed-*  # what another list had installed may change now
 echo "Installing $requirements into $venv (TensorFlow alone is about 600 MB; the first time takes some minutes)."
 "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --requirement "$requirements"
 echo "$wanted" >"$stamp"
+sum requirements.txt >"$venv/installed-requirements.txt"  # every other list includes it
 rm "$unfinished"

@@ -1,6 +1,7 @@
 """Mobile-Attention, softmax attention and linear attention as Keras layers behind one call."""
 
 import abc
+import numbers
 from typing import Any
 
 import keras
@@ -36,9 +37,10 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, size in (("num_heads", num_heads), ("model_dim", model_dim), ("output_dim", output_dim)):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, but {name}={size} was given.")
+        sizes: dict[str, Any] = {"num_heads": num_heads, "model_dim": model_dim, "output_dim": output_dim}
+        for name, size in sizes.items():
+            if size is not None and (not isinstance(size, numbers.Integral) or size < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, but {name}={size} was given.")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), but dropout={dropout} was given.")
         if model_dim is not None:
@@ -117,6 +119,11 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
                     f"{type(self).__name__} takes {name} of rank 3, [batch, tokens, channels], but {name} has shape "
                     f"{tuple(shape)}. Reshape feature maps to [batch, height * width, channels] first."
                 )
+        batches = {name: shape[0] for name, shape in shapes.items()}
+        if any(_differ(batches["query"], batch) for batch in batches.values()):
+            raise ValueError(f"Query, key and value must have the same batch size, but have {batches}.")
+        if shapes["query"][1] == 0 or shapes["key"][1] == 0:
+            raise ValueError(f"{type(self).__name__} needs at least one token, but the shapes are {shapes}.")
         if _differ(shapes["key"][1], shapes["value"][1]):
             raise ValueError(
                 f"Key and value must have the same number of tokens, but key has {shapes['key'][1]} and value "

@@ -145,10 +145,8 @@ class _Run:
         self.step, self.log_bytes = progress.step, progress.log_bytes
         self.window, self.train_seconds = list(progress.window_losses), progress.train_seconds
         self.saved_at, self.plotted_at = time.monotonic(), -math.inf
-        self.timed_steps, self.timed_seconds = (
-            0,
-            0.0,
-        )  # since the last log line; the first chunk compiles and is left out
+        # Since the last log line; the first chunk compiles and is left out.
+        self.timed_steps, self.timed_seconds = 0, 0.0
         self.seconds_per_step: float | None = None
 
     def finish(self, identity: dict[str, Any], show_progress: bool) -> dict[str, Any]:

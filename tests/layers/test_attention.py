@@ -72,6 +72,14 @@ def test_lengths_are_checked_again_after_building() -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_unequal_batches_and_no_tokens_are_refused(kind: type) -> None:
+    with pytest.raises(ValueError, match="must have the same batch size"):
+        kind(2)(tokens(2, 5, 8), tokens(1, 5, 8))
+    with pytest.raises(ValueError, match="at least one token"):
+        kind(2)(tokens(1, 0, 8))
+
+
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("shape", [(2, 8), (2, 7, 7, 8)])
 def test_wrong_rank_is_refused(kind: type, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"query of rank 3, \[batch, tokens, channels\], but query has shape"):
@@ -91,8 +99,9 @@ def test_heads_that_do_not_divide_are_refused(kind: type) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_heads": 0}, "num_heads must be at least 1"),
-        ({"num_heads": 2, "output_dim": -1}, "output_dim must be at least 1"),
+        ({"num_heads": 0}, "num_heads must be a whole number of at least 1"),
+        ({"num_heads": 2.0}, "num_heads must be a whole number"),
+        ({"num_heads": 2, "output_dim": -1}, "output_dim must be a whole number of at least 1"),
         ({"num_heads": 2, "dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"num_heads": 2, "epsilon": -1e-6}, "epsilon must not be negative"),
         ({"num_heads": 2, "reference_tokens": 0}, "reference_tokens must be None or at least 1"),

@@ -53,7 +53,7 @@ def test_heads_follow_the_attention(attention: str) -> None:
     assert toy(attention=attention, num_heads=16).get_layer("block3_attention").num_heads == 16
 
 
-@pytest.mark.parametrize("image_size", [28, (14, 56)])
+@pytest.mark.parametrize("image_size", [28, (14, 56), np.int64(28), [28, 14]])
 def test_square_and_other_sizes(image_size: int | tuple[int, int]) -> None:
     model = toy(image_size=image_size)
     assert tuple(model(images(2, *model.input_shape[1:])).shape) == (2, 5)
@@ -159,6 +159,7 @@ def test_drop_path_rises_linearly() -> None:
         ({"variant": "huge"}, "no DeiT variant 'huge'. Choose one of tiny, small, base, quickstart"),
         ({"attention": "flash"}, "no attention 'flash'. Choose one of mobile, softmax, linear"),
         ({"image_size": 30}, "multiple of 7, but 30"),
+        ({"image_size": 28.0}, "one side or"),
         ({"image_size": (28, 28, 3)}, "one side or"),
         ({"num_heads": 7}, "num_heads=7 and model_dim=64"),
         ({"num_classes": -1}, "num_classes must be 0"),

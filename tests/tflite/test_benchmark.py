@@ -22,7 +22,7 @@ from tflite import profiler, report, worker
 from tflite.benchmark import benchmark
 from tflite.host import HostDevice
 from tflite.inspect import describe
-from tflite.measurements import Measurement, Measurements, Plan, ratio, summarize, to_json
+from tflite.measurements import Measurement, Measurements, Node, Plan, Profile, ratio, summarize, to_json
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,15 @@ def test_missing_profile_leaves_the_latencies(tflite_files: dict[str, Path], tmp
     assert all(path.stat().st_size > 0 for path in report.write(found, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("invoke", "unattributed", "doubted"), [(1.2e-3, 0.1e-3, False), (2e-3, 0.1e-3, True), (1.2e-3, 0.7e-3, True)]
+)
+def test_a_profile_far_from_the_latency_says_so(invoke: float, unattributed: float, doubted: bool) -> None:
+    profile = Profile(5, invoke, unattributed, (Node("ADD", "delegate 0", 0, invoke - unattributed),))
+    measurement = Measurement(0, "model", 1, 0.0, 0.0, rounds=[[1e-3, 1e-3]], profile=profile)
+    assert any("NOT REPRESENTATIVE" in line for line in report._profile_lines(measurement)) == doubted
+
+
 def test_report_carries_every_raw_latency(found: Measurements, tmp_path: Path) -> None:
     results, picture = report.write(found, tmp_path / "new" / "directory")
     value = json.loads(results.read_text())
@@ -163,6 +172,7 @@ def test_labels_are_distinct(names: list[str]) -> None:
         ({"num_threads": ()}, "num_threads is empty"),
         ({"num_threads": (1, 0)}, "num_threads is 1,0"),
         ({"num_threads": (2, 2)}, "twice"),
+        ({"num_threads": (100_000,)}, "at most 256"),
         ({"runs": 0}, "runs is 0"),
         ({"warmup": -1}, "warmup is -1"),
         ({"runs_per_round": 0}, "runs_per_round is 0"),

@@ -83,7 +83,7 @@ def test_sizes_shrink_with_the_format(
 def test_rebuilding_shares_nothing_and_fixes_the_batch(
     model: keras.Model, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    copy = convert.rebuild_at_batch_one(model)
+    copy = convert.rebuild(model, batch_size=1)
     assert copy.input_shape == (1, 28, 28, 3)
     image = digits[0][:1]
     before = keras.ops.convert_to_numpy(model(image))
@@ -93,7 +93,7 @@ def test_rebuilding_shares_nothing_and_fixes_the_batch(
 
 
 def test_a_model_trained_in_bfloat16_is_rebuilt_in_float32() -> None:
-    copy = convert.rebuild_at_batch_one(DeiTMobiAtt("quickstart", num_classes=10, dtype="mixed_bfloat16"))
+    copy = convert.rebuild(DeiTMobiAtt("quickstart", num_classes=10, dtype="mixed_bfloat16"), batch_size=1)
     layers = [layer for layer in copy._flatten_layers() if hasattr(layer, "compute_dtype") and layer is not copy]
     assert {layer.compute_dtype for layer in layers} == {"float32"}
 
@@ -130,14 +130,45 @@ def test_not_a_number_does_not_pass() -> None:
     assert not check.passed
 
 
-@pytest.mark.slow
+class InverseErrorFunction(keras.layers.Layer):
+    """LiteRT has no such operator."""
+
+    def call(self, inputs: object) -> object:
+        return keras.ops.erfinv(inputs)
+
+
 def test_operators_outside_litert_are_refused(tmp_path: Path) -> None:
-    """LiteRT has no inverse error function: the converter refuses it or asks for Flex."""
     inputs = keras.Input((8, 8, 3), name="images")
-    outputs = keras.layers.Flatten()(keras.layers.Lambda(lambda x: keras.ops.erfinv(x))(inputs))
-    with pytest.raises((UserError, ValueError)):
-        export.export(keras.Model(inputs, outputs), tmp_path / "x.tflite", "float32", np.zeros((1, 8, 8, 3), "float32"))
+    model = keras.Model(inputs, keras.layers.Flatten()(InverseErrorFunction()(inputs)), name="inverse")
+    with pytest.raises(UserError, match="TensorFlow cannot convert inverse to TFLite: "):
+        export.export(model, tmp_path / "x.tflite", "float32", np.zeros((1, 8, 8, 3), "float32"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_outputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="one output can be exported, but features has 6"):
+        convert.convert(DeiTMobiAtt("quickstart", features_only=True, name="features"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_model_trained_in_sixteen_bits_exports(
+    policy: str, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    model = DeiTMobiAtt("quickstart", num_classes=10, dtype=policy)
+    result = export.export(model, tmp_path / "model.tflite", "float32", *digits, runs=1)
+    assert result.verification.max_relative_error < 1e-5
+
+
+@pytest.mark.slow
+def test_an_export_stopped_before_its_end_leaves_the_old_pair(
+    model: keras.Model, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    export.export(model, tmp_path / "model.tflite", "float32", *digits, runs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="runs"):  # the plan of the latency run, the last step, is refused
+        export.export(model, tmp_path / "model.tflite", "dynamic", *digits, runs=0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_gelu_is_fused(tmp_path: Path) -> None:
@@ -197,6 +228,7 @@ def test_command_line_from_a_keras_file(model: keras.Model, tmp_path: Path) -> N
         (["--checkpoint=broken.keras", "--output=x.tflite"], "cannot be read as a Keras model"),
         (["--output=x.tflite"], "Give --checkpoint="),
         (["--variant=quickstart", "--output=x.bin"], "must end in .tflite"),
+        (["--variant=tiny", "--checkpoint=broken.keras", "--output=x.tflite"], "does not go with --checkpoint"),
         (["--variant=enormous", "--output=x.tflite"], "no DeiT variant 'enormous'"),
     ],
 )
