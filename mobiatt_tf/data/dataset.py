@@ -64,7 +64,8 @@ class Dataset:
         class_names: the name of class i at position i.
         train: the examples to learn from.
         test: the examples to measure on.
-        skipped: "path: reason" for every image file that was left out because it cannot be read.
+        skipped: "path: reason" for every file that was left out because it cannot be read or is not an image; hidden
+            files excepted.
     """
 
     name: str

@@ -1,5 +1,7 @@
 """Image files to pixels: one decoder for the check of a folder and for the pipeline."""
 
+import struct
+
 import tensorflow as tf
 
 _SIGNATURES = {  # format: where its signature starts, and the signature
@@ -25,6 +27,38 @@ def is_animated_webp(content: bytes) -> bool:
     return content[12:16] == b"VP8X" and len(content) > 20 and bool(content[20] & 2)
 
 
+def bmp_problem(content: bytes) -> str:
+    """Why TensorFlow would refuse a BMP file or show wrong colours; "" for nothing (the file may still be damaged).
+
+    TensorFlow 2.21 goes by the number of bits for a pixel alone. It was seen to take indices into a palette (8 bits)
+    for grey values and the colours to be in their usual order whatever the masks in the file say, and to call 1, 4 and
+    16 bits, compressed files and those with a header of OS/2 damaged. What is left: 24 bits, 32 bits with blue first,
+    and 8 bits with a palette in which the colour of index i is the grey value i.
+
+    Args:
+        content: the bytes of a BMP file. Fields and places as in Microsoft's BITMAPFILEHEADER (14 bytes) and
+            BITMAPINFOHEADER (40 bytes, which later headers extend).
+
+    Returns:
+        What is the matter and what to do.
+    """
+    if len(content) < 54:
+        return ""
+    pixels_start, header_size = struct.unpack_from("<II", content, 10)
+    bits, compression = struct.unpack_from("<HI", content, 28)
+    (colours,) = struct.unpack_from("<I", content, 46)
+    if header_size >= 40 and bits in (1, 2, 4, 8):
+        start = 14 + header_size
+        palette = content[start : min(pixels_start, start + 4 * min(colours or 256, 256))]  # blue, green, red, unused
+        ramp = bytes(range(len(palette) // 4))
+        if bits < 8 or not ramp or any(palette[channel : 4 * len(ramp) : 4] != ramp for channel in range(3)):
+            return "a palette BMP; convert it to PNG"
+    masks_of_blue_first = compression == 3 and content[54:66] == struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)
+    if header_size < 40 or bits not in (8, 24, 32) or not (compression == 0 or (bits == 32 and masks_of_blue_first)):
+        return "a BMP of a kind that TensorFlow does not decode; convert it to PNG"
+    return ""
+
+
 def has_format(content: tf.Tensor, name: str) -> tf.Tensor:
     """Whether a string tensor [], of 12 bytes or more, has the format `name`: bool []."""
     start, magic = _SIGNATURES[name]
@@ -32,11 +66,11 @@ def has_format(content: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def decode_image(content: tf.Tensor) -> tf.Tensor:
-    """Decodes a file of any format that `image_format` names.
+    """Decodes a file of any format that `image_format` names; of BMP files those without a `bmp_problem`.
 
     Grey images get three equal channels; CMYK becomes RGB; 16 bits become 8; of a GIF the first picture counts; what is
     transparent in a PNG or WebP file shows white (but not the single transparent colour that a PNG file without alpha
-    channel and palette may name).
+    channel and palette may name). BMP files are opaque.
 
     Args:
         content: string [], the bytes of the file.

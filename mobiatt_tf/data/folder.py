@@ -12,16 +12,18 @@ import tensorflow as tf
 from absl import logging
 
 from mobiatt_tf.data.dataset import Dataset, Split, held_out_by_name, split_of_files
-from mobiatt_tf.data.decoding import decode_image, image_format, is_animated_webp
+from mobiatt_tf.data.decoding import bmp_problem, decode_image, image_format, is_animated_webp
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.files import write_bytes
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 _OTHER_IMAGE_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff"})
+_SILENT_NAMES = frozenset({"thumbs.db", "desktop.ini"})  # put there by Windows; those of other systems are hidden
 _TEST_FOLDERS = ("val", "validation", "test")
 _EXIF_ORIENTATION = 0x0112
 _NAMES_SHOWN = 10
 _BLOCK = 4096  # files
+_RULES = 2  # one more whenever `_examine` decides otherwise than before: verdicts of older rules are found out again
 _PROGRESS_FROM = 1000  # files; fewer are checked in about a second
 
 # What the check found out about one file: size and time of the last change, what is wrong ("" for nothing), and whether
@@ -36,11 +38,16 @@ def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Datase
         root/CLASS/*.jpg, or root/train/CLASS/*.jpg alone, of which about a fifth is held out for the test, by a hash of
             CLASS/file name
 
+    A folder root/train is the training images when it stands alone or beside a test folder; what else lies there (such
+    as annotations) is not read. Beside others alone it could be a class, of trains, say: an error rather than a guess.
+
     Every image is decoded once, and the verdict is kept in the cache while the file's size and time stay the same. JPEG
-    (CMYK too), PNG (16 bits too; what is transparent becomes white), GIF (the first picture), BMP and WebP (unless
-    animated) are read, whatever of these suffixes they have, in capital or small letters. Images that cannot be
-    decoded, and other image formats such as TIFF, are skipped with a warning; other files and hidden ones are ignored.
-    Pixels are used as they are stored: a rotation that EXIF data ask for is not carried out, with a warning.
+    (CMYK too), PNG (16 bits too; what is transparent becomes white), GIF (the first picture), BMP (24 and 32 bits and
+    grey; not with a palette) and WebP (unless animated) are read, whatever of these suffixes they have, in capital or
+    small letters. Skipped are images that cannot be decoded, other image formats such as TIFF, files whose name is not
+    UTF-8, files that are not images, and images beside the class folders: a warning counts them and names the first,
+    `Dataset.skipped` names all. Hidden files and folders, Thumbs.db and desktop.ini are ignored. Pixels are used as
+    they are stored: a rotation that EXIF data ask for is not carried out, with a warning.
 
     Args:
         root: the directory.
@@ -51,26 +58,27 @@ def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Datase
         The dataset. The classes are sorted by name; within a split they take turns.
 
     Raises:
-        UserError: there are no images, a class has none that can be read, or train and test have other classes.
+        UserError: there are no images, a class has none that can be read, train and test have other classes, or it
+            cannot be told which layout it is.
     """
     root = root.absolute()
-    train_root = root / "train" if (root / "train").is_dir() else root
-    test_root = next((root / folder for folder in _TEST_FOLDERS if (root / folder).is_dir()), None)
-    if train_root == root:
-        test_root = None
-    train_files, ignored = _list_images(train_root)
+    if not _is_utf8(str(root)):
+        raise UserError(f"The path {_printable(str(root))} is not UTF-8. Rename its folders.")
+    train_root, test_root = _find_splits(root)
+    train_files, left_out = _list_images(train_root)
     test_files: dict[str, list[str]] = {}
     if test_root is not None:
-        test_files, ignored_in_test = _list_images(test_root)
-        ignored += ignored_in_test
+        test_files, left_out_of_test = _list_images(test_root)
+        left_out |= left_out_of_test
         _require_same_classes(train_root, set(train_files), test_root, set(test_files))
-    if ignored:
-        logging.info("%d files in %s are not images and are ignored.", ignored, root)
 
     every_file = [path for files in (*train_files.values(), *test_files.values()) for path in files]
     verdicts = _check(root, every_file, cache_path)
-    skipped = tuple(f"{os.path.relpath(path, root)}: {verdicts[path][2]}" for path in every_file if verdicts[path][2])
-    _warn(root, skipped, sum(verdicts[path][3] for path in every_file))
+    unreadable = _with_reasons(root, {path: verdicts[path][2] for path in every_file if verdicts[path][2]})
+    no_images = _with_reasons(root, left_out)
+    _warn_of_skipped(unreadable, f"images of {root} cannot be read and are skipped")
+    _warn_of_skipped(no_images, f"files of {root} are not images of a class and are skipped")
+    _warn_of_rotation(root, sum(verdicts[path][3] for path in every_file))
 
     class_names = tuple(sorted(train_files))
     train = _readable(train_root, class_names, train_files, verdicts)
@@ -79,31 +87,55 @@ def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Datase
         splits = _split(class_names, train), _split(class_names, test)
     else:
         splits = _hold_out(train_root, class_names, train)
-    return Dataset(name or root.name, class_names, *splits, skipped=skipped)
+    return Dataset(name or root.name, class_names, *splits, skipped=unreadable + no_images)
 
 
-def _list_images(root: Path) -> tuple[dict[str, list[str]], int]:
-    """The paths of the image files below every class folder, sorted, and how many files are not images."""
+def _find_splits(root: Path) -> tuple[Path, Path | None]:
+    """The directory of the training classes and that of the test classes; root and None when there is no such split."""
+    folders = _list_folders(root)
+    if "train" not in folders:
+        return root, None
+    test = next((root / folder for folder in _TEST_FOLDERS if folder in folders), None)
+    others = [folder for folder in folders if folder != "train"]
+    if others and test is None:
+        raise UserError(
+            f"{root} has the folder train, which is either the training images or a class, beside {_some(others)}. "
+            f"If it is the training images, move the other folders away, or add one of {', '.join(_TEST_FOLDERS)}. "
+            f"If it is a class, move all class folders, it too, into one new folder and call that {root / 'train'}."
+        )
+    return root / "train", test
+
+
+def _list_folders(root: Path) -> list[str]:
+    """The names of the folders in a directory, less hidden ones, sorted."""
     try:
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
         raise UserError(f"{root} cannot be read: {error.strerror}.") from error
+
+
+def _list_images(root: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The paths of the image files below every class folder, sorted; and all other paths, with why they are others."""
+    folders = _list_folders(root)
     if not folders:
         raise UserError(
             f"{root} has no folders. Put the images of each class into a folder of their own: {root}/CLASS/*.jpg."
         )
-    files: dict[str, list[str]] = {}
-    ignored = 0
-    for folder in folders:
-        files[folder] = []
-        for directory, subdirectories, names in os.walk(root / folder, followlinks=True):
-            subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-            for name in sorted(names):
-                suffix = Path(name).suffix.lower()
-                if not name.startswith(".") and suffix in _SUFFIXES | _OTHER_IMAGE_SUFFIXES:
-                    files[folder].append(os.path.join(directory, name))
-                else:
-                    ignored += 1
+    files: dict[str, list[str]] = {folder: [] for folder in folders}
+    left_out: dict[str, str] = {}
+    for directory, subdirectories, names in os.walk(root, followlinks=True):
+        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
+        folder = os.path.relpath(directory, root).split(os.sep)[0]  # "." for root itself
+        for name in sorted(names):
+            path = os.path.join(directory, name)
+            if name.startswith(".") or name.lower() in _SILENT_NAMES:
+                continue
+            if Path(name).suffix.lower() not in _SUFFIXES | _OTHER_IMAGE_SUFFIXES:
+                left_out[path] = "not an image"
+            elif folder not in files:
+                left_out[path] = "not in a class folder"
+            else:
+                files[folder].append(path)
     if not any(files.values()):
         raise UserError(
             f"{root} has no images: none of its {len(folders)} folders holds {', '.join(sorted(_SUFFIXES))} files."
@@ -111,7 +143,7 @@ def _list_images(root: Path) -> tuple[dict[str, list[str]], int]:
     empty = [folder for folder in folders if not files[folder]]
     if empty:
         raise UserError(f"No images in {_some(empty)} of {root}. Add images, or remove the empty class folders.")
-    return files, ignored
+    return files, left_out
 
 
 def _require_same_classes(train_root: Path, train: set[str], test_root: Path, test: set[str]) -> None:
@@ -125,12 +157,26 @@ def _require_same_classes(train_root: Path, train: set[str], test_root: Path, te
 
 def _some(names: list[str]) -> str:
     """The first few names, and that there are more."""
-    return ", ".join(names[:_NAMES_SHOWN]) + (" ..." if len(names) > _NAMES_SHOWN else "")
+    return ", ".join(map(_printable, names[:_NAMES_SHOWN])) + (" ..." if len(names) > _NAMES_SHOWN else "")
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether TensorFlow can be given a path. Python marks bytes that are not UTF-8 by code points without a coding."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(path: str) -> str:
+    """The path, with bytes that are not UTF-8 as \\xff, so that it can be written anywhere."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _check(root: Path, paths: list[str], cache_path: Path) -> dict[str, _Verdict]:
     """Decodes every file that is new or has changed since the last time; keeps what it found, even if interrupted."""
-    store = cache_path / "checked_folders" / f"{hashlib.sha256(str(root).encode()).hexdigest()[:32]}.json"
+    store = cache_path / "checked_folders" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.json"
     known = _read_verdicts(store)
     verdicts: dict[str, _Verdict] = {}
     unknown: list[str] = []
@@ -155,7 +201,7 @@ def _check(root: Path, paths: list[str], cache_path: Path) -> dict[str, _Verdict
             verdicts[path] = done[path] = (*verdicts[path][:2], problem, rotated)
     finally:
         try:
-            write_bytes(store, json.dumps({"root": str(root), "files": done}).encode())
+            write_bytes(store, json.dumps({"rules": _RULES, "root": str(root), "files": done}).encode())
         except (UserError, OSError) as error:
             logging.warning("What the check of %s found is not kept: %s", root, error)
     return verdicts
@@ -164,7 +210,8 @@ def _check(root: Path, paths: list[str], cache_path: Path) -> dict[str, _Verdict
 def _read_verdicts(store: Path) -> dict[str, _Verdict]:
     """An unreadable store is no reason to stop: the files are checked again."""
     try:
-        files = json.loads(store.read_text())["files"]
+        content = json.loads(store.read_text())
+        files = content["files"] if content["rules"] == _RULES else {}
         return {path: (int(size), int(time), str(why), bool(turn)) for path, (size, time, why, turn) in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -191,6 +238,8 @@ def _examine(path: str) -> tuple[str, bool]:
     The decoder is that of the pipeline, so whatever passes here can be trained on. Looking at the structure of a JPEG
     file is not enough: truncated ones pass that. Decoding it to an eighth of its size reads all of it, and is faster.
     """
+    if not _is_utf8(path):
+        return "its name is not UTF-8; rename it", False
     if Path(path).suffix.lower() in _OTHER_IMAGE_SUFFIXES:
         return "a format that TensorFlow does not decode; convert it to PNG or JPEG", False
     try:
@@ -204,6 +253,8 @@ def _examine(path: str) -> tuple[str, bool]:
         return "not a JPEG, PNG, GIF, BMP or WebP image", False
     if kind == "WebP" and is_animated_webp(content):
         return "an animated WebP image; convert it to PNG or JPEG", False
+    if kind == "BMP" and (problem := bmp_problem(content)):
+        return problem, False
     try:
         with tf.device("CPU:0"):
             if kind == "JPEG":
@@ -226,11 +277,18 @@ def _asks_for_rotation(jpeg: bytes) -> bool:
         return False
 
 
-def _warn(root: Path, skipped: tuple[str, ...], rotated: int) -> None:
-    if skipped:
-        for line in skipped[:_NAMES_SHOWN]:
-            logging.warning("Skipped %s", line)
-        logging.warning("%d images of %s cannot be read and are skipped.", len(skipped), root)
+def _with_reasons(root: Path, reasons: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{_printable(os.path.relpath(path, root))}: {reason}" for path, reason in reasons.items())
+
+
+def _warn_of_skipped(lines: tuple[str, ...], what: str) -> None:
+    for line in lines[:_NAMES_SHOWN]:
+        logging.warning("Skipped %s", line)
+    if lines:
+        logging.warning("%d %s.", len(lines), what)
+
+
+def _warn_of_rotation(root: Path, rotated: int) -> None:
     if rotated:
         logging.warning(
             "%d images of %s are used as stored although their EXIF data ask for a rotation. To have them upright, "
@@ -248,9 +306,10 @@ def _readable(
     for name, paths in zip(class_names, readable, strict=True):
         if not paths:
             example = files[name][0]
+            reason = f"{_printable(os.path.relpath(example, root))}: {verdicts[example][2]}"
             raise UserError(
-                f"None of the {len(files[name])} images of class {name} in {root} can be read "
-                f"({os.path.basename(example)}: {verdicts[example][2]}). Replace them, or remove the class folder."
+                f"None of the {len(files[name])} images of class {_printable(name)} in {root} can be read ({reason}). "
+                f"Replace them, or remove the class folder."
             )
     return readable
 

@@ -72,8 +72,9 @@ def train_batches(
         seed: chooses the order and the augmentation, with `epoch`; 0 or more.
         epoch: 0 or more; every epoch has another order and other augmentation.
         first_step: how many batches to skip. Skipped images are not read.
-        augmentation: "none": resize.
-            "crop": resize, pad by 1/8 with black on each side, cut the size out at random (digits).
+        augmentation: "none": what `test_batches` does: arrays are resized, of image files the centre is cut out.
+            "crop": resize (the whole image, whatever its shape), pad by 1/8 with black on each side, cut the size out
+            at random (digits).
             "flip_crop": the same, and flip left to right every other time (small images).
             "resized_crop": cut out a part of 8 % to 100 % of the area with an aspect ratio of 3/4 to 4/3, resize that,
             flip every other time (photographs).
@@ -116,7 +117,7 @@ def train_batches(
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
         else:
-            read = _image_reader(split, image_size, seeds if augmentation == "resized_crop" else None)
+            read = _image_reader(split, image_size, augmentation, seeds)
             batches = (
                 tf.data.Dataset.from_tensor_slices(order.reshape(-1))
                 .map(lambda index: (index, read(index)), num_parallel_calls=tf.data.AUTOTUNE)
@@ -215,14 +216,18 @@ def random_window(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor) -> tuple
 
 
 def _image_reader(
-    split: Split, image_size: tuple[int, int], seeds: tf.Tensor | None
+    split: Split, image_size: tuple[int, int], augmentation: str, seeds: tf.Tensor
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function from an index, int64 [], to an example's pixels, [height, width, C]; with seeds, of a random crop."""
+    """A function from an index, int64 [], to an example's pixels, [height, width, C], before "crop" and "flip_crop".
+
+    `seeds`, int64 [M, 2], are those of "resized_crop". Splits with arrays come here for that augmentation alone.
+    """
     stored = tf.constant(split.images if split.images is not None else list(split.files or ()))
 
     def read(index: tf.Tensor) -> tf.Tensor:
-        if seeds is None:
-            return _resize(decode_image(tf.io.read_file(stored[index])), image_size)
+        if augmentation != "resized_crop":
+            resize = _resize_and_crop_centre if augmentation == "none" else _resize
+            return resize(decode_image(tf.io.read_file(stored[index])), image_size)
         if split.images is None:
             image, flip = _read_window(tf.io.read_file(stored[index]), seeds[index])
         else:

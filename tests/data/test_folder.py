@@ -1,6 +1,7 @@
 """Directories of images, written by Pillow for each test: layouts, formats, corrupt files, verdicts, errors."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -130,6 +131,45 @@ def test_a_train_folder_alone_is_split(folder: Path, load) -> None:  # type: ign
     assert len(dataset.test) > 0
 
 
+def test_train_and_val_with_other_folders_beside_them(tmp_path: Path, load) -> None:  # type: ignore[no-untyped-def]
+    for place in ("train/car", "train/plane", "val/car", "val/plane", "annotations/car"):
+        write(tmp_path / "root" / place / "0.png", flat())
+    dataset = load(tmp_path / "root")
+    assert dataset.class_names == ("car", "plane")
+    assert not any("annotations" in name for name in (*names(dataset.train), *names(dataset.test)))
+
+
+@pytest.mark.parametrize("inside", ["", "steam"])
+@pytest.mark.parametrize("siblings", [["car"], ["plane", "car", ".hidden"]])
+def test_a_train_folder_beside_classes_is_not_guessed(tmp_path: Path, load, inside: str, siblings: list[str]) -> None:  # type: ignore[no-untyped-def]
+    root = tmp_path / "vehicles"
+    for name in siblings:
+        write(root / name / "0.png", flat())
+    write(root / "train" / inside / "0.png", flat())
+    named = ", ".join(sorted({"car", "plane"} & set(siblings)))
+    with pytest.raises(
+        UserError,
+        match=rf"the training images or a class, beside {named}\. .*into one new folder and call that .*train",
+    ):
+        load(root)
+
+
+def test_a_class_called_train(tmp_path: Path, load) -> None:  # type: ignore[no-untyped-def]
+    """The way out that the error names."""
+    for name in ("car", "train", "plane"):
+        for index in range(3):
+            write(tmp_path / "root" / "train" / name / f"{index}.png", flat())
+    (tmp_path / "root" / ".hidden").mkdir()
+    assert load(tmp_path / "root").class_names == ("car", "plane", "train")
+
+
+def test_a_train_folder_without_classes(tmp_path: Path, load) -> None:  # type: ignore[no-untyped-def]
+    for name in ("train", "test"):
+        write(tmp_path / "root" / name / "0.png", flat())
+    with pytest.raises(UserError, match=r"train has no folders.*train/CLASS"):
+        load(tmp_path / "root")
+
+
 def formats() -> dict[str, tuple[Image.Image, dict[str, object]]]:
     """File name: image and how to save it. All of them show RED, but those named grey."""
     palette = flat().quantize(4)
@@ -144,6 +184,8 @@ def formats() -> dict[str, tuple[Image.Image, dict[str, object]]]:
         "palette.png": (palette, {}),
         "animated.gif": (palette, {"save_all": True, "append_images": [flat(BLUE).quantize(4)]}),
         "bitmap.bmp": (flat(), {}),
+        "32_bits.bmp": (flat((*RED, 100), "RGBA"), {}),
+        "grey.bmp": (flat((90,), "L"), {}),
         "web.webp": (flat(), {"lossless": True}),
         "png_named.jpg": (flat(), {"format": "PNG"}),
         "grey.png": (flat((90,), "L"), {}),
@@ -215,7 +257,6 @@ def corrupt_files(folder: Path) -> dict[str, str]:
 
 def test_corrupt_files_are_skipped_and_named(folder: Path, load, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
     reasons = corrupt_files(folder / "red")
-    (folder / "red" / "notes.txt").write_text("not counted as an image")
     (folder / "red" / "._r0.png").write_text("left behind by macOS")
     (folder / ".hidden").mkdir()
     dataset = load(folder)
@@ -257,6 +298,48 @@ def test_what_passes_the_check_can_be_read(tmp_path_factory: pytest.TempPathFact
         assert min(*whole.shape, *window.shape) > 0
 
 
+def test_other_files_are_skipped_and_named(folder: Path, load, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    for index in range(12):
+        (folder / "red" / f"notes{index:02}.txt").touch()
+    (folder / "labels.csv").touch()
+    write(folder / "lost.png", flat())
+    write(folder / "green" / "deeper" / "g12.png", flat(GREEN))
+    for name in (".DS_Store", "._r0.png", "Thumbs.db", "red/desktop.ini", "red/.hidden/a.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    dataset = load(folder)
+    assert len(dataset.train) + len(dataset.test) == 25
+    notes = tuple(f"red/notes{index:02}.txt: not an image" for index in range(12))
+    assert dataset.skipped == ("labels.csv: not an image", "lost.png: not in a class folder", *notes)
+    assert caplog.messages == [
+        *(f"Skipped {line}" for line in dataset.skipped[:10]),
+        f"14 files of {folder} are not images of a class and are skipped.",
+    ]
+
+
+def test_names_that_are_not_utf8_are_skipped(folder: Path, load) -> None:  # type: ignore[no-untyped-def]
+    odd = os.fsdecode(b"caf\xe9")
+    try:
+        write(folder / "red" / f"{odd}.png", flat())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    (folder / "green" / f"{odd}.txt").touch()
+    expected = (r"red/caf\xe9.png: its name is not UTF-8; rename it", r"green/caf\xe9.txt: not an image")
+    for _ in range(2):  # the second time from the verdicts
+        dataset = load(folder)
+        assert dataset.skipped == expected
+        assert len(pixels(dataset.train)) + len(pixels(dataset.test)) == 24
+    for index in range(2):
+        write(folder / odd / f"{index}.png", flat())
+    with pytest.raises(
+        UserError, match=r"None of the 2 images of class caf\\xe9 .*caf\\xe9/0.png: its name is not UTF-8"
+    ):
+        load(folder)
+    folder.rename(folder.parent / odd)
+    with pytest.raises(UserError, match=r"path .*caf\\xe9 is not UTF-8"):
+        load(folder.parent / odd)
+
+
 def test_the_second_start_decodes_nothing_until_a_file_changes(folder: Path, load) -> None:  # type: ignore[no-untyped-def]
     load(folder)
     file = folder / "red" / "r3.png"
@@ -268,12 +351,26 @@ def test_the_second_start_decodes_nothing_until_a_file_changes(folder: Path, loa
     assert load(folder).skipped == ("red/r3.png: not a JPEG, PNG, GIF, BMP or WebP image",)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": {"a": 1}}', '{"files": []}'])
+def test_verdicts_of_older_rules_do_not_count(folder: Path, tmp_path: Path, load) -> None:  # type: ignore[no-untyped-def]
+    corrupt_files(folder / "red")
+    first = load(folder)
+    (store,) = (tmp_path / "cache" / "checked_folders").iterdir()
+    content = json.loads(store.read_text())
+    for verdict in content["files"].values():
+        verdict[2] = ""
+    store.write_text(json.dumps(content))
+    assert len(load(folder).skipped) < len(first.skipped)  # the same rules: taken to be right
+    content["rules"] -= 1
+    store.write_text(json.dumps(content))
+    assert load(folder).skipped == first.skipped
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"rules": %d, "files": {"a": 1}}', '{"rules": %d, "files": []}'])
 def test_damaged_verdicts_are_found_out_again(folder: Path, tmp_path: Path, load, content: str) -> None:  # type: ignore[no-untyped-def]
     corrupt_files(folder / "red")
     first = load(folder)
     (store,) = (tmp_path / "cache" / "checked_folders").iterdir()
-    store.write_text(content)
+    store.write_text(content.replace("%d", str(folders._RULES)))
     assert load(folder).skipped == first.skipped
 
 

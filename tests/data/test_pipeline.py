@@ -115,6 +115,16 @@ def test_augmentation_changes_with_the_epoch_not_with_the_batch_size(split: data
         np.testing.assert_allclose(image, first[label], atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (56, 40)])
+def test_no_augmentation_shows_what_the_test_shows(split: data.Split, size: tuple[int, int]) -> None:
+    """Otherwise the accuracy on training and on test images could not be compared."""
+    tested = by_label([(x.numpy(), y.numpy()) for x, y in data.test_batches(split, image_size=size, batch_size=13)])
+    trained = by_label(run(split, image_size=size, batch_size=13))
+    assert trained.keys() == tested.keys()
+    for label, image in trained.items():
+        np.testing.assert_allclose(image, tested[label], atol=1e-5)
+
+
 def test_no_augmentation_of_the_right_size_gives_the_pixels(array_split: data.Split) -> None:
     for label, image in by_label(run(array_split, image_size=(20, 24))).items():
         np.testing.assert_allclose(restore(image), array_split.images[label], atol=1e-3)
