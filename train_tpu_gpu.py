@@ -1,21 +1,21 @@
 """Trains a classifier, or goes on with the run in --output_dir.
 
 Example, a few minutes on a CPU:
-    python train_tpu_gpu.py --recipe=quickstart --variant=quickstart --output_dir=runs/quickstart
+    python train_tpu_gpu.py --recipe=quickstart --variant=quickstart --output_dir=runs/fashion
 """
 
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
 from absl import flags, logging
 
 import keras_models
-from mobiatt_tf import cli, data, files, training
+from mobiatt_tf import cli, data, training
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.models import load_trained
 
 MODELS: dict[str, Callable[..., keras.Model]] = {"deit": keras_models.DeiTMobiAtt}
 
@@ -69,25 +69,18 @@ def load_dataset() -> data.Dataset:
 
 def evaluate(dataset: data.Dataset, strategy: tf.distribute.Strategy, batch_size: int) -> None:
     """Prints loss and accuracy of the saved model."""
-    path = files.user_path(OUTPUT_DIR.value) / "model.keras"
-    if not path.exists():
-        raise UserError(f"There is no {path}: train first, with the same command without --evaluate_only.")
     with strategy.scope():
-        model = keras.saving.load_model(path, compile=False)
-    try:
-        result = training.Evaluator(model, strategy, batch_size)(dataset.test)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        model = load_trained(OUTPUT_DIR.value)
+    result = training.Evaluator(model, strategy, batch_size)(dataset.test)
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
-    print(f"{path}: top-1 {result.top1:.2%}{top5}, loss {result.loss:.4f} on {result.count} images of {dataset.name}")
+    scores = f"top-1 {result.top1:.2%}{top5}, loss {result.loss:.4f}"
+    print(f"{OUTPUT_DIR.value}: {scores} on {result.count} images of {dataset.name}")
 
 
 def main(_: Sequence[str]) -> None:
     """Trains or evaluates as the flags say."""
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every checkpoint
-    model_config: dict[str, Any] = {
-        "family": MODEL.value, "variant": VARIANT.value, "num_heads": NUM_HEADS.value, "attention": ATTENTION.value
-    }  # fmt: skip
+    arguments = {"variant": VARIANT.value, "num_heads": NUM_HEADS.value, "attention": ATTENTION.value}
     size = image_size(IMAGE_SIZE.value)
     try:
         if LOGICAL_DEVICES.value:
@@ -98,18 +91,17 @@ def main(_: Sequence[str]) -> None:
         recipe = training.make_recipe(RECIPE.value, **overrides)
         strategy = training.make_strategy(STRATEGY.value)
         dataset = load_dataset()
+        if EVALUATE_ONLY.value:
+            evaluate(dataset, strategy, recipe.batch_size)
+            return
         training.steps_per_epoch(dataset, recipe, strategy)
         cadence = training.Cadence(
             LOG_EVERY.value, EVALUATE_EVERY.value, CHECKPOINT_SECONDS.value, CHECKPOINT_STEPS.value
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    if EVALUATE_ONLY.value:
-        evaluate(dataset, strategy, recipe.batch_size)
-        return
 
     def build_model() -> keras.Model:
-        arguments = {name: value for name, value in model_config.items() if name != "family"}
         try:
             return MODELS[MODEL.value](
                 image_size=size, num_classes=len(dataset.class_names), drop_path=recipe.drop_path, **arguments
@@ -124,7 +116,7 @@ def main(_: Sequence[str]) -> None:
             recipe,
             OUTPUT_DIR.value,
             strategy,
-            model_config=model_config,
+            model_config={"family": MODEL.value, **arguments},
             cadence=cadence,
             jit_compile=JIT_COMPILE.value,
         )

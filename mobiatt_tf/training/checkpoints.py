@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,24 @@ from absl import logging
 
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.training.disk import disk_errors
 from mobiatt_tf.training.ema import WeightAverage
+
+_MANIFEST = re.compile(r"step_\d{9,}\.json")
+# TensorFlow's files of a checkpoint; then the directory in which it gathers them, and atomic_path's temporary manifest.
+_CHECKPOINT_FILE = re.compile(r"(step_\d{9,})\.(?:index|data-).*")
+_TEMPORARY = re.compile(r"step_\d{9,}_temp.*|\.step_\d{9,}\.\d+\.partial\.json")
+
+# What a run leaves in its directory beside run.json.
+_OUTPUTS = (
+    "checkpoints",
+    "curves.png",
+    "log.jsonl",
+    "model.keras",
+    "results.json",
+    "skipped_files.txt",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +62,8 @@ class Checkpoints:
     Seeds are no part of it: the loop derives them from the recipe's seed and the step.
 
     Args:
-        directory: holds nothing but these checkpoints. Files that no manifest names are left-overs of a kill and are
-            removed.
+        directory: of these checkpoints. Files named like parts of a checkpoint that has no manifest are left-overs of
+            a kill and are removed; all others stay.
         model: a built model.
         optimizer: built on the model.
         average: the moving average, if there is one.
@@ -77,7 +95,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The manifest of the newest checkpoint, whole or not."""
-        return max(self._directory.glob("step_*.json"), default=None, key=_step_of)
+        return max(self._manifests(), default=None, key=_step_of)
 
     def save(self, progress: Progress) -> Path:
         """Writes a checkpoint and drops the oldest beyond `keep`. Returns its manifest.
@@ -88,7 +106,7 @@ class Checkpoints:
         if not all(bool(tf.reduce_all(tf.math.is_finite(w))) for w in self._weights if w.dtype.is_floating):
             raise UserError(f"A weight is not finite after step {progress.step}. {self.advice()}")
         name = f"step_{progress.step:09d}"
-        try:
+        with disk_errors(f"The checkpoint of step {progress.step}", self._directory):
             self._checkpoint.write(str(self._directory / name))
             written = sorted(self._directory.glob(f"{name}.index")) + sorted(self._directory.glob(f"{name}.data-*"))
             manifest = {
@@ -99,13 +117,7 @@ class Checkpoints:
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
             files.write_json(self._directory / f"{name}.json", manifest)
-        except (tf.errors.OpError, OSError) as error:
-            reason = error.message if isinstance(error, tf.errors.OpError) else error.strerror
-            raise UserError(
-                f"The checkpoint of step {progress.step} cannot be written to {self._directory} ({reason}). "
-                "Free some space and run the same command again: it goes on from the checkpoint before."
-            ) from error
-        for old in sorted(self._directory.glob("step_*.json"), key=_step_of)[: -self._keep]:
+        for old in self._manifests()[: -self._keep]:
             old.unlink()
         self._remove_strays()
         return self._directory / f"{name}.json"
@@ -119,7 +131,7 @@ class Checkpoints:
             UserError: there were checkpoints, but none of them is whole.
         """
         damaged = []
-        for manifest in sorted(self._directory.glob("step_*.json"), key=_step_of, reverse=True):
+        for manifest in reversed(self._manifests()):
             content, damage = _read(manifest)
             if damage:
                 logging.warning("Checkpoint %s is damaged (%s) and is left out.", manifest.with_suffix(""), damage)
@@ -146,10 +158,15 @@ class Checkpoints:
         last = f"The last good checkpoint is {newest.with_suffix('')}" if newest else "There is no checkpoint yet"
         return f"{last}. Start anew in another directory with a lower learning_rate, a longer warm-up or clip_norm=1."
 
+    def _manifests(self) -> list[Path]:
+        """By step, oldest first."""
+        return sorted((path for path in self._directory.iterdir() if _MANIFEST.fullmatch(path.name)), key=_step_of)
+
     def _remove_strays(self) -> None:
-        whole = {path.stem for path in self._directory.glob("step_*.json")}
+        whole = {path.stem for path in self._manifests()}
         for path in self._directory.iterdir():
-            if path.name.split(".")[0] not in whole:
+            part = _CHECKPOINT_FILE.fullmatch(path.name)
+            if _TEMPORARY.fullmatch(path.name) or (part and part[1] not in whole):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -202,14 +219,24 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def check_same_run(path: Path, run: dict[str, Any]) -> None:
-    """Writes what identifies a run to `path`, or compares it with what is there.
+def check_same_run(directory: Path, run: dict[str, Any]) -> None:
+    """Writes what identifies a run to run.json, or compares it with what is there.
+
+    The name of the dataset is written down but not compared: a folder has many paths, and the fingerprint tells data
+    apart. A run that has left nothing yet may be replaced, so that a first start that failed does not stand in the way.
 
     Raises:
-        UserError: the directory belongs to another run; the differing fields are listed.
+        UserError: the directory belongs to another run (the differing fields are listed), or holds files of the names
+            that a run writes and no run.json.
     """
+    path = directory / "run.json"
     run = json.loads(json.dumps(run))  # as it reads back: tuples become lists
     if not path.exists():
+        if foreign := [name for name in _OUTPUTS if _holds_something(directory / name)]:
+            raise UserError(
+                f"{directory} holds {', '.join(foreign)} but no run.json: this is no training run to resume, and "
+                "training would overwrite what is there. Choose another output directory."
+            )
         files.write_json(path, run)
         return
     known = files.read_json(path)
@@ -219,11 +246,28 @@ def check_same_run(path: Path, run: dict[str, Any]) -> None:
     differing = [
         f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and name != "dataset.name"
     ]
-    raise UserError(
-        f"{path.parent} holds a run that differs from this one ({'; '.join(differing)}). "
-        "Use the same settings to resume it, or another output directory to start a new run."
+    is_run = isinstance(known, dict) and known.keys() == run.keys()
+    if differing and not (is_run and _has_left_nothing(directory)):
+        raise UserError(
+            f"{directory} holds a run that differs from this one ({'; '.join(differing)}). "
+            "Use the same settings to resume it, or another output directory to start a new run."
+        )
+    files.write_json(path, run)
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _has_left_nothing(directory: Path) -> bool:
+    """Whether a run has neither a checkpoint nor a log line, nor a model of an epoch whose log has been removed."""
+    log = directory / "log.jsonl"
+    return not (
+        any((directory / "checkpoints").glob("step_*.json"))
+        or (log.exists() and log.stat().st_size)
+        or (directory / "model.keras").exists()
     )
 
 

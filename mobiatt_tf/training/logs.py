@@ -1,9 +1,9 @@
 """What a run leaves to look at: log.jsonl, TensorBoard events, curves.png, progress; and facts about the machine."""
 
+import contextlib
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.training.disk import disk_errors
 
 _PLAIN_SECONDS = 10.0  # between two progress lines when standard error is not a terminal
 
@@ -31,43 +32,55 @@ class RunLog:
         directory: of the run. What follows the first `keep_bytes` of its log.jsonl belongs to steps that a kill has
             undone: it is dropped, and the TensorBoard events are written anew from the lines that stay.
         keep_bytes: as `tell` gave it when the checkpoint was written.
+
+    Raises:
+        UserError: from every method, when the disk is full or cannot be written.
     """
 
     def __init__(self, directory: Path, keep_bytes: int = 0) -> None:
         self._path = directory / "log.jsonl"
-        self._path.touch()
-        if (size := self._path.stat().st_size) < keep_bytes:
-            logging.warning("%s has %d bytes, the checkpoint saw %d: lines are missing.", self._path, size, keep_bytes)
-        os.truncate(self._path, min(size, keep_bytes))
-        shutil.rmtree(directory / "tensorboard", ignore_errors=True)
-        self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
-        for line in read_log(self._path):
-            self._to_tensorboard(line)
-        self._file = open(self._path, "a")  # noqa: SIM115 (closed by __exit__)
+        events = directory / "tensorboard"
+        with self._disk_errors():
+            self._path.touch()
+            if (size := self._path.stat().st_size) < keep_bytes:
+                logging.warning(
+                    "%s has %d bytes, its checkpoint saw %d: lines are missing.", self._path, size, keep_bytes
+                )
+            os.truncate(self._path, min(size, keep_bytes))
+            for path in events.glob("events.out.tfevents.*"):
+                path.unlink()
+            self._writer = tf.summary.create_file_writer(str(events))
+            for line in read_log(self._path):
+                self._to_tensorboard(line)
+            self._file = open(self._path, "a")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A full disk refuses the last bytes again on closing: that must not hide the error that is on its way.
+        with contextlib.suppress(UserError) if kind else contextlib.nullcontext(), self._disk_errors():
+            try:
+                self._file.close()
+            finally:
+                self._writer.close()
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends one line; it is in the file, whole, when this returns."""
-        try:
+        with self._disk_errors():
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self._path} cannot be written ({error.strerror}). Free some space and run it again."
-            ) from error
-        self._to_tensorboard(line)
+            self._to_tensorboard(line)
 
     def tell(self) -> int:
         """Length of the file in bytes, all of it on the disk."""
-        os.fsync(self._file.fileno())
-        self._writer.flush()
-        return self._path.stat().st_size
+        with self._disk_errors():
+            os.fsync(self._file.fileno())
+            self._writer.flush()
+            return self._path.stat().st_size
+
+    def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+        return disk_errors("The log", self._path.parent)
 
     def _to_tensorboard(self, line: dict[str, Any]) -> None:
         # tf.summary.scalar needs the tensorboard package, which TensorFlow no longer brings; tf.summary.write does not.

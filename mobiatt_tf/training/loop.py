@@ -6,6 +6,7 @@ import hashlib
 import math
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from absl import logging
 
 from mobiatt_tf import data, files
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.models import dtype_policy
 from mobiatt_tf.training.checkpoints import Checkpoints, Progress, check_same_run, locked
 from mobiatt_tf.training.ema import WeightAverage
 from mobiatt_tf.training.evaluate import Evaluation, Evaluator, class_count
@@ -28,6 +30,7 @@ from mobiatt_tf.training.step import make_run_steps
 from mobiatt_tf.training.strategy import distribute
 
 _CHUNK_SECONDS = 0.5  # between two looks at the clock and at the signals
+_SKIPPED = "skipped_files.txt"
 _PLOT_SECONDS = 60.0  # a picture takes a second, which may be more than an epoch does
 
 
@@ -84,7 +87,8 @@ def train(
     TensorFlow's global seed. Randomness of a layer must come from a `keras.random.SeedGenerator`.
 
     `output_dir` gets run.json (what identifies the run), log.jsonl, tensorboard/, checkpoints/, and after every
-    evaluation model.keras (the weights that were evaluated: the moving average if it is on), results.json, curves.png.
+    evaluation model.keras (the weights that were evaluated: the moving average if it is on), results.json, curves.png;
+    skipped_files.txt lists the images that the dataset leaves out, with the reasons, if there are any.
 
     Args:
         build_model: makes a built model of images float32 [B, H, W, 3] to logits [B, classes]; called once, under the
@@ -100,18 +104,24 @@ def train(
 
     Raises:
         ValueError: the arguments do not fit together (batch and devices, classes, image size).
-        UserError: the directory belongs to another run or process, the disk is full, or the loss is not finite.
+        UserError: the directory belongs to another run or process or holds files of something else, the disk is full,
+            or the loss is not finite.
         TrainingInterrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
     """
     output_dir = files.user_path(output_dir)
     steps_per_epoch(dataset, recipe, strategy)  # complains before anything is written
     with locked(output_dir), StopSignals() as signals, strategy.scope():
         keras.utils.set_random_seed(recipe.seed)
-        with _precision(recipe.precision):
+        with dtype_policy(recipe.precision):
             model = build_model()
         _check(model, dataset, strategy, jit_compile)
         identity = _identify(model, dataset, recipe, model_config or {})
-        check_same_run(output_dir / "run.json", identity)
+        check_same_run(output_dir, identity)
+        if dataset.skipped:
+            text = "".join(f"{line}\n" for line in dataset.skipped)
+            files.write_bytes(output_dir / _SKIPPED, text.encode(errors="surrogateescape"))
+        else:
+            (output_dir / _SKIPPED).unlink(missing_ok=True)
         run = _Run(model, dataset, recipe, output_dir, strategy, cadence or Cadence(), signals, jit_compile)
         return run.finish(identity, show_progress)
 
@@ -151,12 +161,9 @@ class _Run:
 
     def finish(self, identity: dict[str, Any], show_progress: bool) -> dict[str, Any]:
         """Runs all steps that are left. Returns the results."""
-        results_path = self.output_dir / "results.json"
-        if self.step == self.total_steps and results_path.exists():
-            results: dict[str, Any] = files.read_json(results_path)
-            if results["step"] == self.total_steps:
-                return results
-        results = {}
+        if self.step == self.total_steps and (done := _finished_results(self.output_dir, self.total_steps)):
+            return done
+        results: dict[str, Any] = {}
         with (
             RunLog(self.output_dir, self.log_bytes) as self.log,
             contextlib.closing(ProgressBar(self.total_steps, self.step, show_progress)) as self.bar,
@@ -274,6 +281,7 @@ class _Run:
             "train_images_per_second": statistics.median(speeds) if speeds else None,
             **machine(self.strategy),
             "skipped_files": len(self.dataset.skipped),
+            "skipped_files_list": _SKIPPED if self.dataset.skipped else None,
             **identity,
         }
         files.write_json(self.output_dir / "results.json", results)
@@ -292,14 +300,23 @@ def _evaluation_line(evaluation: Evaluation, step: int, epoch: int) -> dict[str,
     }
 
 
-@contextlib.contextmanager
-def _precision(name: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
+def _finished_results(output_dir: Path, total_steps: int) -> dict[str, Any] | None:
+    """The results of a run that is complete: results.json of the last step, and beside it a whole model.keras."""
     try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+        results = files.read_json(output_dir / "results.json")
+    except UserError:  # missing or damaged: written anew
+        return None
+    whole = isinstance(results, dict) and results.get("step") == total_steps and _is_whole(output_dir / "model.keras")
+    return results if whole else None
+
+
+def _is_whole(archive: Path) -> bool:
+    """Whether the file is a zip archive in which every checksum is right."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.testzip() is None
+    except Exception:  # OSError, BadZipFile, NotImplementedError, zlib.error ...: as the damage has it
+        return False
 
 
 def _image_size(model: keras.Model) -> tuple[int, int]:
@@ -341,19 +358,21 @@ def _identify(
             "classes": len(dataset.class_names),
             "train_images": len(dataset.train),
             "test_images": len(dataset.test),
-            "fingerprint": _fingerprint(dataset.train, dataset.test),
+            "fingerprint": _fingerprint(dataset),
         },
         "model": {**model_config, "input_shape": list(model.input_shape[1:]), "parameters": model.count_params()},
     }
 
 
-def _fingerprint(*splits: data.Split) -> str:
-    """16 hexadecimal digits of SHA-256 over labels and pixels, or labels and file names."""
+def _fingerprint(dataset: data.Dataset) -> str:
+    """16 hexadecimal digits of SHA-256 over labels and pixels, or over labels and class, name and size of each file."""
     digest = hashlib.sha256()
-    for split in splits:
+    for split in (dataset.train, dataset.test):
         digest.update(split.labels.tobytes())
         if split.images is not None:
             digest.update(split.images.tobytes())
-        else:
-            digest.update("\n".join(Path(name).name for name in split.files or ()).encode())
+        for name, label in zip(split.files or (), split.labels, strict=False):
+            path = Path(name)
+            entry = f"{dataset.class_names[label]}/{path.name} {path.stat().st_size}\n"
+            digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

@@ -3,6 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
+from mobiatt_tf.data import AUGMENTATIONS
+
 PRECISIONS = ("float32", "mixed_bfloat16")
 
 
@@ -64,8 +66,9 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; allowed are {', '.join(PRECISIONS)}.")
+        for name, allowed in (("augmentation", AUGMENTATIONS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
 
 
 RECIPES: dict[str, Recipe] = {

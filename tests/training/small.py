@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 3
 
 
-def make_model(dropout: float = 0.0, synchronized: bool = True, size: int = 8) -> keras.Model:
-    """Convolution, batch norm, layer norm, dropout and dense on size x size images."""
+def make_model(dropout: float = 0.0, synchronized: bool = True, size: int = 8, l2: float = 0.0) -> keras.Model:
+    """Convolution, batch norm, layer norm, dropout and dense (with an L2 loss) on size x size images."""
     images = keras.Input((size, size, 3))
     # No bias: batch norm takes it out, so that its gradient is rounding noise, which AdamW scales up to whole steps.
     x = keras.layers.Conv2D(4, 3, strides=2, use_bias=False, name="convolution")(images)
@@ -28,7 +29,8 @@ def make_model(dropout: float = 0.0, synchronized: bool = True, size: int = 8) -
     x = keras.layers.Flatten(name="flatten")(keras.layers.ReLU(name="relu")(x))
     x = keras.layers.LayerNormalization(name="layer_norm")(x)
     x = keras.layers.Dropout(dropout, name="dropout")(x)
-    return keras.Model(images, keras.layers.Dense(CLASSES, name="head", dtype="float32")(x))
+    head = keras.layers.Dense(CLASSES, name="head", dtype="float32", kernel_regularizer=keras.regularizers.L2(l2))
+    return keras.Model(images, head(x))
 
 
 def make_dataset(train: int = 96, test: int = 23, seed: int = 0) -> data.Dataset:
@@ -50,7 +52,7 @@ def recipe(**changes: int | float | bool | str) -> training.Recipe:
     return training.Recipe(**values)  # type: ignore[arg-type]
 
 
-def read_lines(directory: Path) -> list[dict[str, float]]:
+def read_lines(directory: Path) -> list[dict[str, Any]]:
     """The log's lines without what differs from run to run: the speed."""
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
@@ -82,7 +84,7 @@ def _long_run(directory: Path) -> None:
 
 
 def _mirrored_run(directory: Path) -> None:
-    """The same 20 steps on one device and on two, without and with clipping; then masks.json, see `_dropout_masks`."""
+    """The same 20 steps on one device and on two, without and with clipping; then gradients.json and masks.json."""
     training.make_logical_cpu_devices(2)
     for name, strategy_name, clip_norm in (
         ("one", "one", 0.0),
@@ -98,7 +100,43 @@ def _mirrored_run(directory: Path) -> None:
             training.make_strategy(strategy_name),
             cadence=training.Cadence(log_every=1),
         )
+    gradients = {name: _first_gradients(training.make_strategy(name)) for name in ("one", "mirrored")}
+    (directory / "gradients.json").write_text(json.dumps({**gradients, "tape": _tape_gradients()}))
     (directory / "masks.json").write_text(json.dumps(_dropout_masks(training.make_strategy("mirrored"))))
+
+
+def _first_batch() -> tuple[tf.Tensor, tf.Tensor]:
+    batches = data.train_batches(make_dataset().train, image_size=(8, 8), batch_size=16, seed=0, epoch=0)
+    images, labels = next(iter(batches))
+    return images, labels
+
+
+def _first_gradients(strategy: tf.distribute.Strategy) -> list[list[float]]:
+    """The gradient of each variable in the first training step, as AdamW got it.
+
+    AdamW's steps do not change when the gradient is multiplied by a constant, but its first moments do: they start at 0
+    and are (1 - beta_1) times the gradient after one step.
+    """
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        model = make_model(l2=0.1)
+        settings = recipe(batch_size=16)
+        optimizer = make_optimizer(settings, 6, model)
+        run_steps = make_run_steps(model, optimizer, None, settings, strategy)
+        run_steps(distribute(strategy, tf.data.Dataset.from_tensors(_first_batch())), tf.constant(1))
+        return [(moment.numpy() / (1 - optimizer.beta_1)).ravel().tolist() for moment in optimizer._momentums]
+
+
+def _tape_gradients() -> list[list[float]]:
+    """The same gradients with Keras' own loss and no strategy."""
+    keras.utils.set_random_seed(0)
+    model = make_model(l2=0.1)
+    images, labels = _first_batch()
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe().label_smoothing)
+    with tf.GradientTape() as tape:
+        total = loss(tf.one_hot(labels, CLASSES), model(images, training=True)) + tf.add_n(model.losses)
+    gradients = tape.gradient(total, [variable.value for variable in model.trainable_variables])
+    return [gradient.numpy().ravel().tolist() for gradient in gradients]
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -35,19 +35,26 @@ def test_trains_and_evaluates_what_it_has_trained(tmp_path: Path) -> None:
     assert results["recipe"]["augmentation"] == "crop"
     assert results["model"]["input_shape"] == [21, 14, 3]
     assert results["model"]["attention"] == "softmax"
-    evaluated = call(f"--output_dir={tmp_path}", "--limit_test=40", "--evaluate_only")
+    # No batch of 128 needs to be filled for this.
+    evaluated = call(f"--output_dir={tmp_path}", "--limit_train=10", "--limit_test=40", "--evaluate_only")
     assert evaluated.returncode == 0, evaluated.stderr
     assert f"top-1 {results['top1']:.2%}" in evaluated.stdout
     assert "on 40 images of digits" in evaluated.stdout
+    model = tmp_path / "model.keras"
+    model.write_bytes(model.read_bytes()[:-1000])
+    damaged = call(f"--output_dir={tmp_path}", "--evaluate_only")
+    assert damaged.returncode == 1
+    assert f"error: {model} cannot be read as a Keras model" in damaged.stderr
+    assert "Traceback" not in damaged.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--image_size=12by8"], "--image_size=12by8 is not a size"),
-        (["--limit_train=10"], "10 training images do not fill one batch of 256"),
-        (["--strategy=mirrored", "--logical_devices=3"], "256 images cannot be split evenly over 3 devices"),
-        (["--evaluate_only"], "train first"),
+        (["--limit_train=10"], "10 training images do not fill one batch of 128"),
+        (["--strategy=mirrored", "--logical_devices=3"], "128 images cannot be split evenly over 3 devices"),
+        (["--evaluate_only"], "There is no model at"),
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], message: str, tmp_path: Path) -> None:

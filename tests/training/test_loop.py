@@ -1,10 +1,12 @@
 """The loop in this process, on one device."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import resource
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import tensorflow as tf
 from mobiatt_tf import data, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.training.checkpoints import locked
+from mobiatt_tf.training.logs import RunLog
 from tests.training import small
 
 
@@ -89,6 +92,150 @@ def test_finished_run_is_not_run_again(finished: Path) -> None:
 def test_another_recipe_is_refused_with_the_difference(finished: Path) -> None:
     with pytest.raises(UserError, match=r"recipe\.learning_rate: 0\.01 there, 0\.02 now"):
         run(finished, learning_rate=2e-2)
+
+
+@pytest.mark.parametrize("damage", ["model_missing", "model_cut", "model_changed", "results_cut", "results_empty"])
+def test_finished_run_with_damaged_results_is_evaluated_again(damage: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    model, results = tmp_path / "run" / "model.keras", tmp_path / "run" / "results.json"
+    if damage == "model_missing":
+        model.unlink()
+    elif damage == "model_cut":
+        model.write_bytes(model.read_bytes()[:-100])
+    elif damage == "model_changed":
+        content = bytearray(model.read_bytes())
+        content[len(content) // 2] ^= 255
+        model.write_bytes(content)
+    else:
+        results.write_bytes(results.read_bytes()[:-100] if damage == "results_cut" else b"[]")
+    again = run(tmp_path / "run")
+    expected = json.loads((finished / "results.json").read_text())
+    assert again["confusion_matrix"] == expected["confusion_matrix"]
+    assert json.loads(results.read_text()) == again
+    for left, right in zip(
+        keras.saving.load_model(model).weights, keras.saving.load_model(finished / "model.keras").weights, strict=True
+    ):
+        np.testing.assert_array_equal(left.numpy(), right.numpy())
+    assert small.read_lines(tmp_path / "run")[:-1] == small.read_lines(finished)[:-1]
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "tensorboard/notes.txt", "checkpoints/best.h5", "model.keras"])
+def test_directory_of_something_else_is_left_alone(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name.split('/')[0]} but no run.json"):
+        run(tmp_path)
+    assert file.read_text() == "mine"
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([file, tmp_path / ".lock"])
+
+
+def test_empty_directories_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert run(tmp_path, epochs=1)["step"] == 6
+
+
+def test_only_left_overs_of_checkpoints_are_removed(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    (directory / "results.json").unlink()
+    checkpoints = directory / "checkpoints"
+    whole = {path.name for path in checkpoints.iterdir()}
+    mine = {"best.h5", "step_last.json", "step_1.index", "notes.json", "tensorboard"}
+    left_over = {"step_000000021.index", "step_000000021.data-00000-of-00001", ".step_000000021.77.partial.json"}
+    for name in mine | left_over:
+        (checkpoints / name).write_text(name)
+    (checkpoints / "step_000000021_temp").mkdir()
+    (checkpoints / "step_000000021_temp" / "part-00000-of-00001.index").touch()
+    (directory / "tensorboard" / "notes.txt").write_text("mine")
+    run(directory)
+    assert {path.name for path in checkpoints.iterdir()} == whole | mine
+    assert (directory / "tensorboard" / "notes.txt").read_text() == "mine"
+
+
+def test_failed_first_start_gives_way_to_the_next(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss of step 1 is nan.*There is no checkpoint yet"):
+        training.train(
+            _poisoned_after(0),
+            small.make_dataset(),
+            small.recipe(),
+            tmp_path,
+            training.make_strategy("one"),
+            show_progress=False,
+        )
+    assert run(tmp_path, epochs=1, learning_rate=2e-2)["step"] == 6
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["learning_rate"] == 2e-2
+
+
+def test_another_programs_run_json_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"recipe": "cake"}')
+    with pytest.raises(UserError, match="recipe: cake there, absent now"):
+        run(tmp_path)
+    assert (tmp_path / "run.json").read_text() == '{"recipe": "cake"}'
+
+
+def test_other_name_of_the_same_data_resumes(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    results = training.train(
+        small.make_model,
+        dataclasses.replace(small.make_dataset(), name="colours/"),
+        small.recipe(),
+        tmp_path / "run",
+        training.make_strategy("one"),
+        show_progress=False,
+    )
+    assert results["step"] == 24
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dataset"]["name"] == "colours/"
+
+
+def _files_dataset(root: Path, classes: tuple[str, ...], extra: bytes = b"") -> data.Dataset:
+    """Two PNG files in each class, one of them to train on; `extra` follows the image data in every file."""
+
+    def split(number: int) -> data.Split:
+        names = [root / name / f"{number}.png" for name in classes]
+        for path in names:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tf.io.encode_png(np.full((8, 8, 3), 100, np.uint8)).numpy() + extra)
+        return data.Split(labels=np.arange(len(names), dtype=np.int32), files=tuple(map(str, names)))
+
+    return data.Dataset(str(root), classes, split(0), split(1))
+
+
+def test_folders_are_told_apart_by_classes_and_files_not_by_path(tmp_path: Path) -> None:
+    def train(dataset: data.Dataset) -> dict[str, object]:
+        return training.train(
+            small.make_model,
+            dataset,
+            small.recipe(epochs=1, batch_size=3),
+            tmp_path / "run",
+            training.make_strategy("one"),
+            show_progress=False,
+        )
+
+    first = train(_files_dataset(tmp_path / "one", ("a", "b", "c")))
+    assert train(_files_dataset(tmp_path / "moved", ("a", "b", "c")))["confusion_matrix"] == first["confusion_matrix"]
+    for dataset in (
+        _files_dataset(tmp_path / "classes", ("a", "b", "d")),
+        _files_dataset(tmp_path / "sizes", ("a", "b", "c"), extra=b"more"),
+    ):
+        with pytest.raises(UserError, match=r"dataset\.fingerprint: \w+ there, \w+ now\)"):
+            train(dataset)
+
+
+def test_skipped_files_are_listed(tmp_path: Path) -> None:
+    skipped = ("red/1.png: is empty", "green/\udcff.png: is no image")  # a name that is not UTF-8
+    results = training.train(
+        small.make_model,
+        dataclasses.replace(small.make_dataset(), skipped=skipped),
+        small.recipe(epochs=1),
+        tmp_path,
+        training.make_strategy("one"),
+        show_progress=False,
+    )
+    assert results["skipped_files"] == 2
+    listed = tmp_path / str(results["skipped_files_list"])
+    assert listed.name == "skipped_files.txt"
+    assert tuple(listed.read_text(errors="surrogateescape").splitlines()) == skipped
 
 
 def test_another_dataset_is_refused(finished: Path) -> None:
@@ -188,17 +335,75 @@ def _hold_lock(directory: str, held: Event, done: Event) -> None:
         done.wait(60)
 
 
-def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a full disk: the kernel refuses the write."""
+@contextlib.contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """A limit on the size of files, in bytes, stands in for a full disk: the kernel refuses the write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(UserError, match=r"checkpoint of step 6 cannot be written"):
-            run(tmp_path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with _largest_file(4000), pytest.raises(UserError, match=r"checkpoint of step 6 cannot be written"):
+        run(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*.json"))
     assert run(tmp_path)["step"] == 24
+
+
+def test_disk_that_fills_up_under_the_log(tmp_path: Path) -> None:
+    """Whichever of the log and the TensorBoard events is refused first."""
+    with _largest_file(1500), pytest.raises(UserError, match=r"The log cannot be written to .*\(.+\)\. Make room"):
+        training.train(
+            small.make_model,
+            small.make_dataset(),
+            small.recipe(batch_size=2),
+            tmp_path,
+            training.make_strategy("one"),
+            cadence=training.Cadence(log_every=1),
+            show_progress=False,
+        )
+
+
+_LINE = {"kind": "train", "step": 1, "loss": 1.0, "learning_rate": 0.5}  # 64 bytes, and two TensorBoard events
+
+
+@pytest.mark.parametrize(
+    ("limit", "line"),
+    [
+        (20, {}),  # TensorBoard starts its file with more than that
+        (200, {**_LINE, "images": "1" * 200}),  # the line itself; "images" does not go to TensorBoard
+        (110, _LINE),  # its events
+    ],
+)
+def test_every_file_of_the_log_reports_a_full_disk(limit: int, line: dict[str, object], tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"The log cannot be written to [^{]* \([^{]*File too large\)"),
+        _largest_file(limit),
+        RunLog(tmp_path) as log,
+    ):
+        log.write(line)
+
+
+def test_closing_the_log_reports_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="The log cannot be written"), _largest_file(200):
+        _write_and_close(tmp_path)
+
+
+def test_closing_the_log_does_not_hide_another_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="first"), _largest_file(200):
+        _write_and_close(tmp_path, KeyError("first"))
+
+
+def _write_and_close(directory: Path, error: Exception | None = None) -> None:
+    """Writes a line that does not fit; Python tries its end again on closing."""
+    with RunLog(directory) as log:
+        with pytest.raises(UserError, match="File too large"):
+            log.write({**_LINE, "images": "1" * 200})
+        if error:
+            raise error
 
 
 def test_mixed_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path, finished: Path) -> None:

@@ -32,6 +32,16 @@ def test_losses_are_those_of_one_device(runs: Path, suffix: str) -> None:
     np.testing.assert_allclose(two, one, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["one", "mirrored"])
+def test_gradients_are_those_of_the_whole_batch(runs: Path, name: str) -> None:
+    """AdamW hides a constant factor in the gradient from the losses above."""
+    gradients = json.loads((runs / "gradients.json").read_text())
+    assert len(gradients[name]) == 7  # convolution, two of each norm, head kernel and bias
+    for gradient, expected in zip(gradients[name], gradients["tape"], strict=True):
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_clipping_changes_the_run(runs: Path) -> None:
     assert np.abs(losses(runs / "one_clipped") - losses(runs / "one")).max() > 1e-3
 

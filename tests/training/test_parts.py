@@ -38,6 +38,7 @@ def test_unknown_names_list_what_is_allowed() -> None:
         {"ema_decay": -0.1},
         {"minimum_learning_rate": 1.0},
         {"precision": "float16"},
+        {"augmentation": "bogus"},
     ],
 )
 def test_recipe_refuses(change: dict[str, float]) -> None:
