@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import os
 import platform
-import re
 import sys
 import time
 from importlib import metadata
@@ -14,12 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.machine import cpu_name, usable_cores
 from tflite.inspect import describe
 from tflite.measurements import Measurement, Measurements, Node, Plan, Profile
 from tflite.process import Worker
 
 _PROFILE_TIMEOUT_SECONDS = 600
-_CPU_INFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -122,15 +121,14 @@ def _litert_version() -> str:
 
 def describe_host() -> dict[str, Any]:
     """What a reader needs to know about this machine to judge the figures; None where the system does not say."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     governor = None
     with contextlib.suppress(OSError):
         governor = _GOVERNOR.read_text().strip()
     return {
         "kind": "host",
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "logical_cores": os.cpu_count(),
-        "usable_cores": usable,
+        "usable_cores": usable_cores(),
         "governor": governor,
         "load_average_1_minute": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "os": platform.platform(),
@@ -139,10 +137,3 @@ def describe_host() -> dict[str, Any]:
         "delegate": "XNNPACK",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        if match := re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", _CPU_INFO.read_text(), re.MULTILINE):
-            return match[1].strip()
-    return platform.processor() or platform.machine()

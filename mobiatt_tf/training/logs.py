@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.machine import cpu_name, usable_cores
 from mobiatt_tf.training.disk import disk_errors
 
 _PLAIN_SECONDS = 10.0  # between two progress lines when standard error is not a terminal
@@ -177,10 +178,10 @@ def machine(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Device, number of devices, CPU threads and versions: what a figure needs beside it."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     return {
-        "device": gpus[0].get("device_name", "GPU") if gpus else _cpu_name(),
+        "device": gpus[0].get("device_name", "GPU") if gpus else cpu_name(),
         "devices": strategy.num_replicas_in_sync,
         "strategy": type(strategy).__name__,
-        "cpu_threads": tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0)),
+        "cpu_threads": tf.config.threading.get_intra_op_parallelism_threads() or usable_cores(),
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
@@ -188,12 +189,3 @@ def machine(strategy: tf.distribute.Strategy) -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
