@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
-from absl import flags, logging
+from absl import flags
 
 import keras_models
 from mobiatt_tf import cli, data, training
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.layers import ATTENTIONS
 from mobiatt_tf.models import load_trained
 
 MODELS: dict[str, Callable[..., keras.Model]] = {"deit": keras_models.DeiTMobiAtt}
@@ -27,7 +28,7 @@ MODEL = flags.DEFINE_enum("model", "deit", list(MODELS), "Family.")
 VARIANT = flags.DEFINE_string("variant", "tiny", "Size within the family.")
 IMAGE_SIZE = flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the variant's.")
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads; without it, the variant's.", lower_bound=1)
-ATTENTION = flags.DEFINE_enum("attention", "mobile", ["mobile", "softmax", "linear"], "Kind of attention.")
+ATTENTION = flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Kind of attention.")
 RECIPE = flags.DEFINE_enum("recipe", "quickstart", list(training.RECIPES), "Every field of it is a flag too.")
 STRATEGY = flags.DEFINE_enum("strategy", "one", training.STRATEGIES, "One device, or all of this machine.")
 LOGICAL_DEVICES = flags.DEFINE_integer("logical_devices", None, "Split the CPU into so many devices.", lower_bound=1)
@@ -79,7 +80,6 @@ def evaluate(dataset: data.Dataset, strategy: tf.distribute.Strategy, batch_size
 
 def main(_: Sequence[str]) -> None:
     """Trains or evaluates as the flags say."""
-    logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every checkpoint
     arguments = {"variant": VARIANT.value, "num_heads": NUM_HEADS.value, "attention": ATTENTION.value}
     size = image_size(IMAGE_SIZE.value)
     try:

@@ -88,12 +88,10 @@ def main(_: Sequence[str]) -> None:
 
 def draw(ratios: dict[int, list[float]], names: list[str], path: Path) -> None:
     """Ratio to the floor over the number of tokens."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
     for index, name in enumerate(names):
         axis.plot(list(ratios), [values[index] for values in ratios.values()], "o-", label=name)
     axis.axhline(1, color="0.7", linestyle="--", label="floor: four projections")
@@ -101,7 +99,6 @@ def draw(ratios: dict[int, list[float]], names: list[str], path: Path) -> None:
     axis.set_xticks(list(ratios), [str(tokens) for tokens in ratios])
     axis.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -67,7 +66,8 @@ def convert(model: keras.Model, format: str = "float32") -> bytes:
 
     copy = rebuild(model, batch_size=1)
     signature = [keras.InputSpec(shape=copy.inputs[0].shape, dtype="float32", name="images")]
-    with tempfile.TemporaryDirectory() as directory, _quiet():
+    # The converter's remarks stay off standard output.
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
         saved_model = str(Path(directory) / "saved_model")
         # Without the signature, Keras' export sets the batch size back to None.
         copy.export(saved_model, format="tf_saved_model", input_signature=signature, verbose=False)
@@ -81,10 +81,3 @@ def convert(model: keras.Model, format: str = "float32") -> bytes:
         except Exception as error:  # ConverterError is not public; the text begins with the operators concerned
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"TensorFlow cannot convert {model.name} to TFLite: {reason}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the converter's remarks off standard output."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

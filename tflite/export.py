@@ -8,7 +8,6 @@ is not left behind.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from absl import flags
 import keras_models
 from mobiatt_tf import cli, data, files
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.layers import ATTENTIONS
 from mobiatt_tf.models import load_trained
 from tflite import convert, inspect, verify
 from tflite.host import HostDevice
@@ -177,7 +177,7 @@ def main(_: Sequence[str]) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     print(format_table(result))
-    print(f"Wrote {json.dumps(str(output))} and {output.with_suffix('.json').name} beside it.")
+    print(f"Wrote {output} and {output.with_suffix('.json').name} beside it.")
 
 
 def define_flags() -> None:
@@ -192,7 +192,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("check_images", CHECK_IMAGES, "How many images to check on.", lower_bound=1)
     flags.DEFINE_string("variant", None, "Without --checkpoint: a DeiT variant with random weights.")
     flags.DEFINE_integer("image_size", None, "Without --checkpoint: its side in pixels.", lower_bound=1)
-    flags.DEFINE_enum("attention", "mobile", ["mobile", "softmax", "linear"], "Without --checkpoint: its attention.")
+    flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Without --checkpoint: its attention.")
     flags.DEFINE_integer("num_heads", None, "Without --checkpoint: its heads.", lower_bound=1)
 
 

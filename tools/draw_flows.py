@@ -28,17 +28,13 @@ def draw(model: keras.Model, images: np.ndarray, pictures: np.ndarray, path: Pat
         pictures: the same images as shown, [B, height, width, 3] in 0 to 1.
         path: the .png to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     position = next(layer for layer in model.layers if isinstance(layer, PositionEmbedding))
     seen = model_flows(model, images)
     columns = 1 + len(_SHOWN) * len(seen)
-    figure, axes = plt.subplots(
-        len(images), columns, figsize=(1.4 * columns, 1.55 * len(images)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(1.4 * columns, 1.55 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
     for row, picture in enumerate(pictures):
         axes[row, 0].imshow(picture)
         column = 1
@@ -57,7 +53,6 @@ def draw(model: keras.Model, images: np.ndarray, pictures: np.ndarray, path: Pat
         axis.set_yticks([])
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
-    plt.close(figure)
 
 
 def main(_: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ table, one JSON file and one picture under runs/quickstart. Run again, it resume
 
 import dataclasses
 import itertools
-import json
 import os
 import shlex
 import subprocess
@@ -99,10 +98,12 @@ def run(command: list[str]) -> None:
 
 def gather(dataset: str) -> dict[str, Any]:
     """Everything the steps wrote, in one value."""
+    from mobiatt_tf.training.logs import read_log
+
     return {
         "dataset": dataset,
         "training": files.read_json(TRAIN / "results.json"),
-        "learning_curve": [json.loads(line) for line in (TRAIN / "log.jsonl").read_text().splitlines()],
+        "learning_curve": read_log(TRAIN / "log.jsonl"),
         "exports": {format: files.read_json(graph.with_suffix(".json")) for format, graph in GRAPHS.items()},
         "benchmark": files.read_json(OUTPUT / "benchmark" / "benchmark.json"),
     }
@@ -140,13 +141,11 @@ def format_table(results: dict[str, Any]) -> str:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Learning curve, confusion matrix and latency, side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     training = results["training"]
-    figure, (curve, matrix, bars) = plt.subplots(1, 3, figsize=(16, 5), layout="constrained")
+    figure = Figure(figsize=(16, 5), layout="constrained")
+    curve, matrix, bars = figure.subplots(1, 3)
     steps = [line for line in results["learning_curve"] if line["kind"] == "train"]
     tests = [line for line in results["learning_curve"] if line["kind"] == "evaluation"]
     curve.plot([line["step"] for line in steps], [line["loss"] for line in steps], color="0.6")
@@ -173,7 +172,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
     device = results["benchmark"]["device"]
     bars.set(ylabel="median latency (ms)", title=f"TFLite on {device['cpu']}")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,7 @@ class ClassToken(keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         tokens = keras.ops.cast(self.tokens, inputs.dtype)
-        # A static batch of 1 must not broadcast: TFLite would keep a BROADCAST_TO outside the delegate's partition.
-        if inputs.shape[0] != 1:
-            tokens = keras.ops.broadcast_to(tokens, (keras.ops.shape(inputs)[0], self.count, inputs.shape[-1]))
+        tokens = keras.ops.broadcast_to(tokens, (keras.ops.shape(inputs)[0], self.count, inputs.shape[-1]))
         return keras.ops.concatenate([tokens, inputs], axis=1)  # [B, count + N, D]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
