@@ -6,28 +6,30 @@ Example, a few minutes on a CPU:
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 from absl import flags
 
 import keras_models
-from mobiatt_tf import cli, data, training
+from mobiatt_tf import cli, data, files, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.layers import ATTENTIONS
 from mobiatt_tf.models import load_trained
-
-MODELS: dict[str, Callable[..., keras.Model]] = {"deit": keras_models.DeiTMobiAtt}
 
 DATASET = flags.DEFINE_string("dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, or a folder of images.")
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where downloads are kept.")
 LIMIT_TRAIN = flags.DEFINE_integer("limit_train", None, "Take only so many training images.", lower_bound=1)
 LIMIT_TEST = flags.DEFINE_integer("limit_test", None, "Take only so many test images.", lower_bound=1)
-MODEL = flags.DEFINE_enum("model", "deit", list(MODELS), "Family.")
-VARIANT = flags.DEFINE_string("variant", "tiny", "Size within the family.")
+MODEL = flags.DEFINE_enum("model", "deit", list(keras_models.FAMILIES), "Family.")
+VARIANT = flags.DEFINE_string("variant", None, "Size within the family; without it, the smallest published one.")
 IMAGE_SIZE = flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the variant's.")
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads; without it, the variant's.", lower_bound=1)
+HEAD_DIM = flags.DEFINE_integer("head_dim", None, "Channels of a head instead of their number.", lower_bound=1)
+DISTILLED = flags.DEFINE_bool("distilled", False, "Add the distillation head, which learns the labels too.")
+START_FROM = flags.DEFINE_string("start_from", None, "Initial weights: .pth, .safetensors, .keras or a run.")
 ATTENTION = flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Kind of attention.")
 RECIPE = flags.DEFINE_enum("recipe", "quickstart", list(training.RECIPES), "Every field of it is a flag too.")
 STRATEGY = flags.DEFINE_enum("strategy", "one", training.STRATEGIES, "One device, or all of this machine.")
@@ -46,16 +48,6 @@ OVERRIDES = {
     field.name: _DEFINE[field.type](field.name, None, f"Replaces the recipe's {field.name}.")  # type: ignore[index]
     for field in dataclasses.fields(training.Recipe)
 }
-
-
-def image_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of "224" or "192x256"; None of None."""
-    if text is None:
-        return None
-    sides = text.split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise UserError(f"--image_size={text} is not a size: give one side, as in 224, or HEIGHTxWIDTH, as in 192x256.")
-    return int(sides[0]), int(sides[-1])
 
 
 def load_dataset() -> data.Dataset:
@@ -78,10 +70,63 @@ def evaluate(dataset: data.Dataset, strategy: tf.distribute.Strategy, batch_size
     print(f"{OUTPUT_DIR.value}: {scores} on {result.count} images of {dataset.name}")
 
 
+def model_arguments() -> dict[str, Any]:
+    """What the flags say of the model, as it stands in run.json and results.json; flags that were not given are absent.
+
+    Raises:
+        UserError: the family cannot be distilled, or the file to start from is missing.
+    """
+    family = keras_models.FAMILIES[MODEL.value]
+    arguments = {
+        "variant": VARIANT.value or family.default_variant,
+        "num_heads": NUM_HEADS.value,
+        "attention": ATTENTION.value,
+    }
+    if HEAD_DIM.value is not None:
+        arguments["head_dim"] = HEAD_DIM.value
+    if DISTILLED.value:
+        if not family.has_distillation:
+            raise UserError(f"--distilled does not go with --model={MODEL.value}, which has one head.")
+        arguments["distilled"] = True
+    return arguments
+
+
+def build_model(classes: int, drop_path: float, replicas: int, arguments: dict[str, Any]) -> keras.Model:
+    """The model of the flags, with the weights of --start_from if that is given."""
+    family = keras_models.FAMILIES[MODEL.value]
+    extra = {"synchronized_batch_norm": True} if family.has_batch_norm and replicas > 1 else {}
+    size = cli.image_size(IMAGE_SIZE.value)
+    try:
+        model = family.build(image_size=size, num_classes=classes, drop_path=drop_path, **arguments, **extra)
+        if START_FROM.value:
+            from mobiatt_tf.interop import start_from
+
+            print(f"{START_FROM.value}: {start_from(model, START_FROM.value)}")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return model
+
+
+def sha256_of_start(path: str) -> str:
+    """16 hexadecimal digits that tell the weights of --start_from apart.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    file = files.user_path(path)
+    file = file / "model.keras" if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"--start_from={path}: there is no file {file}.")
+    return files.sha256(file)[:16]
+
+
 def main(_: Sequence[str]) -> None:
     """Trains or evaluates as the flags say."""
-    arguments = {"variant": VARIANT.value, "num_heads": NUM_HEADS.value, "attention": ATTENTION.value}
-    size = image_size(IMAGE_SIZE.value)
+    arguments = model_arguments()
+    cli.image_size(IMAGE_SIZE.value)  # complains before anything is loaded
+    identity = {"family": MODEL.value, **arguments}
+    if START_FROM.value:
+        identity["started_from"] = sha256_of_start(START_FROM.value)
     try:
         if LOGICAL_DEVICES.value:
             training.make_logical_cpu_devices(LOGICAL_DEVICES.value)
@@ -101,22 +146,14 @@ def main(_: Sequence[str]) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
 
-    def build_model() -> keras.Model:
-        try:
-            return MODELS[MODEL.value](
-                image_size=size, num_classes=len(dataset.class_names), drop_path=recipe.drop_path, **arguments
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
     try:
         results = training.train(
-            build_model,
+            lambda: build_model(len(dataset.class_names), recipe.drop_path, strategy.num_replicas_in_sync, arguments),
             dataset,
             recipe,
             OUTPUT_DIR.value,
             strategy,
-            model_config={"family": MODEL.value, **arguments},
+            model_config=identity,
             cadence=cadence,
             jit_compile=JIT_COMPILE.value,
         )

@@ -6,9 +6,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobiatt_tf.layers import ATTENTIONS, PositionEmbedding, ProjectedAttention, resize_position_embedding
+from mobiatt_tf.layers import (
+    ATTENTIONS,
+    DropPath,
+    PositionEmbedding,
+    ProjectedAttention,
+    grid_tables,
+    resize_position_embedding,
+)
 
 ImageSize = int | tuple[int, int]
+
+# The authors' head counts are not part of their published module. Competition is among heads, so many narrow heads
+# give it room, and the operator's output grows as N / H: 8 channels a head keep it near the input's scale.
+MOBILE_HEAD_DIM = 8
+
+HEAD_PREFIX = "head"  # the classifier heads of every family are `head` and `head_distillation`
 
 
 def image_sides(image_size: Any, multiple: int) -> tuple[int, int]:
@@ -44,27 +57,70 @@ def attention_layer(
     return ATTENTIONS[kind](num_heads, **arguments)
 
 
+def head_count(width: int, num_heads: int | None, head_dim: int | None, default: int) -> int:
+    """How many heads share `width` channels: as given by their number or by their channels, else `default`.
+
+    Raises:
+        ValueError: both are given, or the width cannot be shared so.
+    """
+    if num_heads is not None and head_dim is not None:
+        raise ValueError(f"Give num_heads or head_dim, but num_heads={num_heads} and head_dim={head_dim} were given.")
+    if head_dim is not None:
+        if head_dim < 1 or width % head_dim:
+            raise ValueError(f"head_dim must divide the width {width}, but head_dim={head_dim} was given.")
+        return width // head_dim
+    return default if num_heads is None else num_heads
+
+
+def logits(features: Any, name: str, num_classes: int, initializer: Any) -> Any:
+    """A linear head, [B, D] to float32 [B, num_classes]; the features themselves when there are no classes.
+
+    Raises:
+        ValueError: a negative number of classes.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (no head) or more, but {num_classes} was given.")
+    if num_classes == 0:
+        return keras.layers.Activation("linear", dtype="float32", name=name)(features)
+    return keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype="float32", name=name)(features)
+
+
+def residual(x: Any, branch: Any, drop_path: float, name: str, index: int) -> Any:
+    """x + branch with stochastic depth on the branch, both [B, ...]."""
+    branch = DropPath(drop_path, name=f"{name}_drop_path{index}")(branch)
+    return keras.layers.Add(name=f"{name}_add{index}")([x, branch])
+
+
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Stochastic depth rates rising linearly from 0 at the first block to `last`, as in timm."""
     return [float(rate) for rate in np.linspace(0.0, last, depth)]
 
 
-def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copies every weight of `source` into `target` by its path; position embeddings are resized to the target's grid.
+def copy_weights(source: keras.Model, target: keras.Model, new_heads: bool = False) -> None:
+    """Copies every weight of `source` into `target` by its path.
+
+    Position embeddings and attention biases are resized to the target's grid (bicubic).
+
+    Args:
+        source: any model of this package.
+        target: a model of the same family and variant.
+        new_heads: leave the weights of the classifier heads as they are, for a target with other classes.
 
     Raises:
         ValueError: the two models differ in more than image size; lists the weights on either side. `target` is
             then unchanged.
     """
-    source_weights = {weight.path: weight for weight in source.weights}
-    target_weights = {weight.path: weight for weight in target.weights}
-    old_positions, new_positions = _position_embeddings(source), _position_embeddings(target)
+    source_weights, target_weights = (
+        {weight.path: weight for weight in model.weights if not (new_heads and weight.path.startswith(HEAD_PREFIX))}
+        for model in (source, target)
+    )
+    old_tables, new_tables = grid_tables(source), grid_tables(target)
     problems = [f"only in the source: {path}" for path in source_weights.keys() - target_weights.keys()]
     problems += [f"only in the target: {path}" for path in target_weights.keys() - source_weights.keys()]
     new_values: dict[str, np.ndarray] = {}
     for path in source_weights.keys() & target_weights.keys():
         value = keras.ops.convert_to_numpy(source_weights[path])
-        old, new = old_positions.get(path), new_positions.get(path)
+        old, new = old_tables.get(path), new_tables.get(path)
         if old is not None and new is not None and old.prefix == new.prefix:
             value = resize_position_embedding(value, old.grid, new.grid, new.prefix)
         if value.shape != tuple(target_weights[path].shape):
@@ -76,6 +132,36 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
         target_weights[path].assign(value)
 
 
-def _position_embeddings(model: keras.Model) -> dict[str, PositionEmbedding]:
-    """The position embedding layers by the path of their weight."""
-    return {layer.embedding.path: layer for layer in model.layers if isinstance(layer, PositionEmbedding)}
+def resize(model: keras.Model, image_size: ImageSize) -> keras.Model:
+    """A copy of a model of this package for images of another size, with the same weights and the same scale.
+
+    Position embeddings and attention biases are resized; every `reference_tokens` stays, so that Mobile-Attention keeps
+    the scale that the model was trained at.
+
+    Args:
+        model: a functional model of images [B, height, width, 3], new or loaded.
+        image_size: side in pixels, or (height, width).
+
+    Raises:
+        ValueError: a side that the model cannot have.
+    """
+    old = tuple(model.inputs[0].shape[1:3])
+    new = image_sides(image_size, 1)
+
+    def clone(layer: keras.Operation) -> keras.Operation:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer
+        config = layer.get_config()
+        if isinstance(layer, PositionEmbedding):
+            if any(places * side % before for places, side, before in zip(layer.grid, new, old, strict=True)):
+                raise ValueError(f"Patches of {old[0] // layer.grid[0]} pixels do not fill {new[0]} x {new[1]} pixels.")
+            config["grid"] = [
+                places * side // before for places, side, before in zip(layer.grid, new, old, strict=True)
+            ]
+        return layer.__class__.from_config(config)
+
+    source = model.inputs[0]
+    images = keras.Input(batch_shape=(source.shape[0], *new, 3), dtype=source.dtype, name=source.name)
+    copy = keras.models.clone_model(model, input_tensors=images, clone_function=clone)
+    copy_weights(model, copy)
+    return copy

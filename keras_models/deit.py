@@ -13,9 +13,18 @@ from typing import Any
 
 import keras
 
-from keras_models.common import ImageSize, attention_layer, drop_path_rates, image_sides
-from mobiatt_tf.layers import MLP, ClassToken, DropPath, PatchEmbedding, PositionEmbedding, SelectToken
-from mobiatt_tf.models import dtype_policy
+from keras_models.common import (
+    MOBILE_HEAD_DIM,
+    ImageSize,
+    attention_layer,
+    drop_path_rates,
+    head_count,
+    image_sides,
+    logits,
+    residual,
+)
+from mobiatt_tf.layers import MLP, ClassToken, PatchEmbedding, PositionEmbedding, SelectToken
+from mobiatt_tf.models import classifier, dtype_policy
 
 
 @dataclass(frozen=True)
@@ -38,28 +47,8 @@ VARIANTS: dict[str, Variant] = {
     "quickstart": Variant(embed_dim=64, depth=4, num_heads=4, patch_size=7, mlp_ratio=2, image_size=28),
 }
 
-# The authors' head counts are not part of their published module. Competition is among heads, so many narrow heads
-# give it room, and the operator's output grows as N / H: 8 channels a head keep it near the input's scale.
-MOBILE_HEAD_DIM = 8
-
 _LAYER_NORM_EPSILON = 1e-6
 _INITIAL_STDDEV = 0.02
-
-
-@keras.saving.register_keras_serializable(package="mobiatt_tf")
-class DistilledModel(keras.Model):
-    """A functional model with a class head and a distillation head.
-
-    Called with training=True it returns the pair (class logits, distillation logits), otherwise their mean: DeiT,
-    section 4 ("at test time, both the class or the distillation embeddings ... we add the softmax output by the two",
-    in the code the mean of the logits).
-    """
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        class_logits, distillation_logits = super().call(inputs, training=training, mask=mask)
-        if training:
-            return class_logits, distillation_logits
-        return (class_logits + distillation_logits) / 2
 
 
 def DeiTMobiAtt(
@@ -67,12 +56,13 @@ def DeiTMobiAtt(
     image_size: ImageSize | None = None,
     num_classes: int = 1000,
     num_heads: int | None = None,
+    head_dim: int | None = None,
     attention: str = "mobile",
     distilled: bool = False,
     drop_path: float = 0.1,
     dropout: float = 0.0,
     attention_dropout: float | None = None,
-    reference_tokens: int | None = None,
+    training_size: ImageSize | None = None,
     features_only: bool = False,
     batch_size: int | None = None,
     dtype: str | None = None,
@@ -86,6 +76,7 @@ def DeiTMobiAtt(
             (224; 28 for "quickstart").
         num_classes: number of logits; 0 ends at the normalised class token (with `distilled`, the pair's mean).
         num_heads: attention heads. None takes embed_dim / 8 for Mobile-Attention and the host's count otherwise.
+        head_dim: channels of a head instead of their number.
         attention: "mobile", "softmax" (the published DeiT) or "linear" (elu + 1, for ablations).
         distilled: add the distillation token and its head. Training calls return (class, distillation) logits,
             other calls their mean.
@@ -93,8 +84,9 @@ def DeiTMobiAtt(
         dropout: rate in the MLPs and after the position embedding (published: 0).
         attention_dropout: rate after the attention's output projection. None: 0.05 for Mobile-Attention (published
             for the operator), 0 otherwise (published for DeiT).
-        reference_tokens: see `mobiatt_tf.MobileAttention`; for a model trained at 224 and used at another size,
-            give 197 (198 if distilled).
+        training_size: the image size at which the weights were or will be trained; None: `image_size`. It sets
+            `reference_tokens` of every attention (see `mobiatt_tf.MobileAttention`), so that a model used at another
+            size keeps the scale it was trained at. See also `keras_models.resize`.
         features_only: return a dict of tokens [B, N, D] by name instead: "embedding", "block0", ..., "norm".
         batch_size: fixed batch size of the input; None leaves it open. Exports need 1.
         dtype: dtype policy such as "float32" or "mixed_bfloat16"; None takes Keras' global policy. Logits are float32.
@@ -110,15 +102,15 @@ def DeiTMobiAtt(
     """
     if variant not in VARIANTS:
         raise ValueError(f"There is no DeiT variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, but {num_classes} was given.")
     row = VARIANTS[variant]
     height, width = image_sides(image_size if image_size is not None else row.image_size, row.patch_size)
-    if num_heads is None:
-        num_heads = row.embed_dim // MOBILE_HEAD_DIM if attention == "mobile" else row.num_heads
+    trained = image_sides(training_size if training_size is not None else (height, width), row.patch_size)
+    default_heads = row.embed_dim // MOBILE_HEAD_DIM if attention == "mobile" else row.num_heads
+    num_heads = head_count(row.embed_dim, num_heads, head_dim, default_heads)
     if attention_dropout is None:
         attention_dropout = 0.05 if attention == "mobile" else dropout
     prefix = 2 if distilled else 1
+    reference_tokens = prefix + (trained[0] // row.patch_size) * (trained[1] // row.patch_size)
     features: dict[str, Any] = {}
 
     with dtype_policy(dtype):
@@ -145,28 +137,17 @@ def DeiTMobiAtt(
         if features_only:
             return keras.Model(images, features, name=name or f"deit_{variant}_features")
         heads = ("head", "head_distillation")[:prefix]
-        outputs = [_head(x, index, head, num_classes) for index, head in enumerate(heads)]
-
-    name = name or f"deit_{variant}_{attention}"
-    return (
-        DistilledModel(images, tuple(outputs), name=name) if distilled else keras.Model(images, outputs[0], name=name)
-    )
+        outputs = [
+            logits(SelectToken(index, name=f"{head}_token")(x), head, num_classes, _initializer())  # [B, num_classes]
+            for index, head in enumerate(heads)
+        ]
+    return classifier(images, outputs, name or f"deit_{variant}_{attention}")
 
 
 def _block(x: Any, attention: Any, mlp: Any, drop_path: float, name: str) -> Any:
     """Pre-norm transformer block, [B, N, D] to [B, N, D]."""
-    residual = attention(_layer_norm(f"{name}_norm1")(x))
-    x = keras.layers.Add(name=f"{name}_add1")([x, DropPath(drop_path, name=f"{name}_drop_path1")(residual)])
-    residual = mlp(_layer_norm(f"{name}_norm2")(x))
-    return keras.layers.Add(name=f"{name}_add2")([x, DropPath(drop_path, name=f"{name}_drop_path2")(residual)])
-
-
-def _head(tokens: Any, index: int, name: str, num_classes: int) -> Any:
-    """Logits from token `index`, [B, N, D] to float32 [B, num_classes]; the token itself when there are no classes."""
-    token = SelectToken(index, name=f"{name}_token")(tokens)  # [B, D]
-    if num_classes == 0:
-        return keras.layers.Activation("linear", dtype="float32", name=name)(token)
-    return keras.layers.Dense(num_classes, kernel_initializer=_initializer(), dtype="float32", name=name)(token)
+    x = residual(x, attention(_layer_norm(f"{name}_norm1")(x)), drop_path, name, 1)
+    return residual(x, mlp(_layer_norm(f"{name}_norm2")(x)), drop_path, name, 2)
 
 
 def _layer_norm(name: str) -> keras.layers.LayerNormalization:

@@ -36,3 +36,13 @@ def run(main: Callable[[Sequence[str]], None], positional: Sequence[str] = ()) -
 
     flags.FLAGS.set_gnu_getopt(True)  # else a flag after a positional argument counts as one more argument
     app.run(guarded)
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of a flag that says "224" or "192x256"; None of None."""
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise UserError(f"--image_size={text} is not a size: give one side, as in 224, or HEIGHTxWIDTH, as in 192x256.")
+    return int(sides[0]), int(sides[-1])

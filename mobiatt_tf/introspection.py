@@ -5,14 +5,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobiatt_tf.layers import MobileAttention
+from mobiatt_tf.layers import MobileAttention, MobileConvAttention
 
 
 def model_flows(model: keras.Model, images: Any) -> dict[str, dict[str, np.ndarray]]:
     """Flows, competition and allocation of every Mobile-Attention layer of a functional model.
 
     Args:
-        model: a functional model with `MobileAttention` layers, such as `keras_models.DeiTMobiAtt()`.
+        model: a functional model with layers of Mobile-Attention, such as `keras_models.DeiTMobiAtt()`.
         images: a batch of the model's input.
 
     Returns:
@@ -21,7 +21,7 @@ def model_flows(model: keras.Model, images: Any) -> dict[str, dict[str, np.ndarr
     Raises:
         ValueError: the model has no such layer, or calls one more than once.
     """
-    layers = [layer for layer in model.layers if isinstance(layer, MobileAttention)]
+    layers = [layer for layer in model.layers if isinstance(layer, MobileAttention | MobileConvAttention)]
     if not layers:
         kinds = sorted({type(layer).__name__ for layer in model.layers})
         raise ValueError(f"{model.name} has no MobileAttention layer; its layers are {', '.join(kinds)}.")

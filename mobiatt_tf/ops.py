@@ -11,6 +11,7 @@ about 1.3 times faster on x86 (XNNPACK, float32) than [B, H, N, d]; see docs/ope
 
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 Tensor = Any  # a backend tensor, a KerasTensor, or anything keras.ops converts
@@ -18,6 +19,8 @@ Tensor = Any  # a backend tensor, a KerasTensor, or anything keras.ops converts
 # k^T v sums N products. Its terms are weighted to a mean times this power of two, so that in float16 neither the terms
 # (about v * 64 / N) vanish nor the sum (about 64 v) overflows, at any N. A power of two costs no precision.
 MEAN_SCALE = 64.0
+
+_OPEN_TOKENS = "Multiply-adds need a fixed number of tokens: build the model at a fixed image size."
 
 
 class Flows(NamedTuple):
@@ -36,6 +39,11 @@ def token_count(x: Tensor) -> Any:
     """N of [..., N]: a Python float where the shape is static, else a float32 scalar tensor."""
     tokens = x.shape[-1]
     return float(tokens) if tokens is not None else ops.cast(ops.shape(x)[-1], "float32")
+
+
+def flatten_map(x: Tensor) -> Tensor:
+    """A feature map [B, H, W, D] of known sides as tokens [B, H * W, D], row by row; tokens [B, N, D] stay."""
+    return x if len(x.shape) == 3 else ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -95,6 +103,26 @@ def competition(conserved_outgoing: Tensor) -> Tensor:
     return ops.softmax(conserved_outgoing, axis=-1) * token_count(conserved_outgoing)
 
 
+def flows_by_name(query: Tensor, key: Tensor, epsilon: float = 1e-6) -> dict[str, Tensor]:
+    """What the heads do at each token, for pictures and parity.
+
+    Args:
+        query, key: projections before the sigmoid, [B, H, d, N].
+        epsilon: see `flows`.
+
+    Returns:
+        `incoming`, `outgoing`, `conserved_incoming`, `conserved_outgoing`, `allocation` and `competition` by name, each
+        float32 [B, H, N].
+    """
+    flow = flows(ops.sigmoid(query), ops.sigmoid(key), epsilon)
+    by_name = {
+        **flow._asdict(),
+        "allocation": allocation(flow.conserved_incoming),
+        "competition": competition(flow.conserved_outgoing),
+    }
+    return {name: ops.squeeze(tensor, axis=2) for name, tensor in by_name.items()}  # [B, H, N]
+
+
 def mix(query: Tensor, key: Tensor, value: Tensor, source_weights: Tensor, sink_weights: Tensor) -> Tensor:
     """Linear attention with per-token weights on both sides: sink * (query @ (key^T (value * source))).
 
@@ -141,6 +169,18 @@ def mobile_attention(
     return mix(query, key, value, source_weights, sink_weights)
 
 
+def attention_logits(query: Tensor, key: Tensor) -> Tensor:
+    """q^T k / sqrt(d) of [B, H, d, N] and [B, H, d, M], float32 [B, H, N, M]."""
+    scaled_query = query * (query.shape[2] ** -0.5)
+    logits = ops.matmul(ops.transpose(scaled_query, (0, 1, 3, 2)), key)  # [B, H, N, M]
+    return ops.cast(logits, "float32")
+
+
+def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
+    """Sums of the values [B, H, d_v, M] with the weights [B, H, N, M] of the same dtype, [B, H, d_v, N]."""
+    return ops.matmul(value, ops.transpose(weights, (0, 1, 3, 2)))
+
+
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Scaled dot-product attention (Vaswani et al., 2017): softmax over keys of q^T k / sqrt(d), in float32.
 
@@ -151,10 +191,8 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         [B, H, d_v, N] in the dtype of `value`.
     """
-    scaled_query = query * (query.shape[2] ** -0.5)
-    logits = ops.matmul(ops.transpose(scaled_query, (0, 1, 3, 2)), key)  # [B, H, N, M]
-    weights = ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=-1), value.dtype)
-    return ops.matmul(value, ops.transpose(weights, (0, 1, 3, 2)))  # [B, H, d_v, N]
+    weights = ops.cast(ops.softmax(attention_logits(query, key), axis=-1), value.dtype)  # [B, H, N, M]
+    return weighted_values(weights, value)
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -175,6 +213,27 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, epsilon: float =
     return mix(query, key, value, MEAN_SCALE / token_count(key), 1.0 / (MEAN_SCALE * normalizer))
 
 
+def linear_mixing_macs(
+    query_tokens: int | None, key_tokens: int | None, num_heads: int, key_dim: int, value_dim: int
+) -> int:
+    """Multiply-adds of key^T value and query (key^T value); `key_dim` and `value_dim` are the widths of all heads.
+
+    Raises:
+        ValueError: a number of tokens is open.
+    """
+    if query_tokens is None or key_tokens is None:
+        raise ValueError(_OPEN_TOKENS)
+    return (query_tokens + key_tokens) * key_dim * value_dim // num_heads
+
+
+def softmax_mixing_macs(query_tokens: int | None, key_tokens: int | None, key_dim: int, value_dim: int) -> int:
+    """Multiply-adds of query key^T and weights value; arguments and errors as above."""
+    if query_tokens is None or key_tokens is None:
+        raise ValueError(_OPEN_TOKENS)
+    return query_tokens * key_tokens * (key_dim + value_dim)
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
 def gelu(x: Tensor) -> Tensor:
     """Exact GELU, x/2 (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel, 2016).
 

@@ -7,43 +7,14 @@ from pathlib import Path
 
 import keras
 
-from keras_models.deit import DistilledModel
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.models import rebuild
 
 FORMATS = {
     "float32": "weights and arithmetic in float32",
     "float16": "weights stored in float16; a GPU or ARM runtime may compute in float16",
     "dynamic": "weights in int8 (per channel), activations quantized on the fly: the dense layers run in int8",
 }
-
-
-def rebuild(model: keras.Model, batch_size: int | None) -> keras.Model:
-    """A float32 copy of a functional model with another batch size; shares nothing with the original.
-
-    Exports use batch 1: with an open batch size DeiT-Tiny converts to 1278 nodes in 86 XNNPACK partitions, with batch 1
-    to about 880 in one.
-
-    Raises:
-        ValueError: the model does not have exactly one input of known size and one output.
-    """
-    if len(model.inputs) != 1 or None in model.inputs[0].shape[1:]:
-        shapes = [tuple(tensor.shape) for tensor in model.inputs]
-        raise ValueError(
-            f"Only models with one input of fixed height and width can be exported, but inputs are {shapes}."
-        )
-    if len(model.outputs) != 1 and not isinstance(model, DistilledModel):
-        raise ValueError(f"Only models with one output can be exported, but {model.name} has {len(model.outputs)}.")
-
-    def in_float32(layer: keras.Operation) -> keras.Operation:
-        if not isinstance(layer, keras.layers.Layer):
-            return layer  # a bare operation such as x + y has no weights and no precision of its own
-        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
-
-    source = model.inputs[0]
-    images = keras.Input(batch_shape=(batch_size, *source.shape[1:]), dtype="float32", name=source.name)
-    copy = keras.models.clone_model(model, input_tensors=images, clone_function=in_float32)
-    copy.set_weights(model.get_weights())  # the same layers in the same order; verify.py compares the outputs later
-    return copy
 
 
 def convert(model: keras.Model, format: str = "float32") -> bytes:

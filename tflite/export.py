@@ -18,10 +18,10 @@ import numpy as np
 from absl import flags
 
 import keras_models
-from mobiatt_tf import cli, data, files
+from mobiatt_tf import cli, files, verification
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.layers import ATTENTIONS
-from mobiatt_tf.models import load_trained
+from mobiatt_tf.models import load_trained, rebuild
 from tflite import convert, inspect, verify
 from tflite.host import HostDevice
 from tflite.measurements import Plan
@@ -35,7 +35,7 @@ class Export:
 
     path: Path
     format: str
-    verification: verify.Verification
+    comparison: verification.Comparison
     description: inspect.Description
     median_seconds: float
 
@@ -45,7 +45,7 @@ class Export:
             "file": self.path.name,
             "format": self.format,
             "sha256": files.sha256(self.path),
-            "verification": {**dataclasses.asdict(self.verification), "passed": self.verification.passed},
+            "verification": {**dataclasses.asdict(self.comparison), "passed": self.comparison.passed},
             "latency": {"median_seconds": self.median_seconds, "threads": 1, "device": "host"},
             "description": {**inspect.to_json(self.description), "path": self.path.name},
         }
@@ -79,12 +79,12 @@ def export(
         temporary.write_bytes(content)
         description = inspect.describe(temporary)
         check_description(description)
-        reference = convert.rebuild(model, batch_size=None)  # in float32, as the file computes
-        verification = verify.verify(temporary, reference, images, labels, verify.TOLERANCES[format])
-        if not verification.passed:
+        reference = rebuild(model, batch_size=None)  # in float32, as the file computes
+        comparison = verify.verify(temporary, reference, images, labels, verify.TOLERANCES[format])
+        if not comparison.passed:
             raise UserError(
-                f"The {format} file differs from its Keras model by {verification.max_relative_error:.2e} of "
-                f"max|logit| on {verification.images} images, more than the allowed {verification.tolerance:.0e}. "
+                f"The {format} file differs from its Keras model by {comparison.max_relative_error:.2e} of "
+                f"max|logit| on {comparison.images} images, more than the allowed {comparison.tolerance:.0e}. "
                 "Nothing was written."
             )
         plan = Plan(graphs=(temporary,), runs=runs, warmup=3, profile=False)
@@ -94,7 +94,7 @@ def export(
         # No moment at which a new file stands beside the report of an old one.
         output.with_suffix(".json").unlink(missing_ok=True)
     description = dataclasses.replace(description, path=str(output))
-    result = Export(output, format, verification, description, float(np.median(found.measurements[0].latencies)))
+    result = Export(output, format, comparison, description, float(np.median(found.measurements[0].latencies)))
     files.write_json(output.with_suffix(".json"), result.to_json())
     return result
 
@@ -116,50 +116,36 @@ def check_description(description: inspect.Description) -> None:
 
 def format_table(result: Export) -> str:
     """The description with parity and latency, as text."""
-    check = result.verification
+    check = result.comparison
     lines = [
         inspect.format_table(result.description),
         f"Against Keras   max error {check.max_relative_error:.1e} of max|logit| (allowed {check.tolerance:.0e}), "
         f"same class on {check.agreement:.2%} of {check.images} real images",
     ]
     if check.keras_top1 is not None:
-        lines.append(f"Top-1           {check.tflite_top1:.2%} (Keras {check.keras_top1:.2%}) on these images")
+        lines.append(f"Top-1           {check.file_top1:.2%} (Keras {check.keras_top1:.2%}) on these images")
     lines.append(f"Latency         {result.median_seconds * 1e3:.2f} ms median, 1 thread, this machine")
     return "\n".join(lines)
 
 
 def _model_from_flags() -> keras.Model:
     values = flags.FLAGS
-    untrained = [name for name in ("variant", "image_size", "num_heads") if flags.FLAGS[name].present]
+    untrained = [name for name in ("variant", "image_size", "num_heads", "head_dim") if flags.FLAGS[name].present]
     if values.checkpoint:
         if untrained:
             raise UserError(f"--{untrained[0]} is for models without weights: it does not go with --checkpoint.")
         return load_trained(values.checkpoint)
     if not values.variant:
         raise UserError("Give --checkpoint=RUN_DIRECTORY_OR_KERAS_FILE, or --variant=tiny for untrained weights.")
-    print(f"No --checkpoint: DeiT {values.variant} with random weights, of use for size and latency only.")
+    print(f"No --checkpoint: {values.model} {values.variant} with random weights, of use for size and latency only.")
     try:
-        return keras_models.DeiTMobiAtt(
-            values.variant, image_size=values.image_size, attention=values.attention, num_heads=values.num_heads
+        return keras_models.FAMILIES[values.model].build(
+            values.variant,
+            image_size=cli.image_size(values.image_size),
+            attention=values.attention,
+            num_heads=values.num_heads,
+            head_dim=values.head_dim,
         )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _images_from_flags(image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images named by --dataset, else those of the training run, else photographs; says which."""
-    values = flags.FLAGS
-    name = values.dataset
-    if name is None and values.checkpoint:
-        checkpoint = files.user_path(values.checkpoint)
-        run_file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "run.json"
-        name = files.read_json(run_file)["dataset"]["name"] if run_file.is_file() else None
-    if name is None:
-        print("Checked on crops of two photographs (--dataset names other images).")
-        return verify.photographs(image_size, values.check_images), None
-    print(f"Checked on test images of {name}.")
-    try:
-        return verify.dataset_images(data.load(name, values.cache_dir), image_size, values.check_images)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -171,7 +157,10 @@ def main(_: Sequence[str]) -> None:
     if output.suffix != ".tflite":
         raise UserError(f"--output={values.output} must end in .tflite.")
     model = _model_from_flags()
-    images, labels = _images_from_flags(model.input_shape[1:3])
+    images, labels, what = verification.checking_images(
+        values.checkpoint, values.dataset, values.cache_dir, model.input_shape[1:3], values.check_images
+    )
+    print(f"Checked on {what}.")
     try:
         result = export(model, output, values.format, images, labels)
     except ValueError as error:
@@ -190,10 +179,12 @@ def define_flags() -> None:
     flags.DEFINE_string("dataset", None, "Images to check on; without it those of the run, else photographs.")
     flags.DEFINE_string("cache_dir", None, "Where downloads of --dataset are kept.")
     flags.DEFINE_integer("check_images", CHECK_IMAGES, "How many images to check on.", lower_bound=1)
-    flags.DEFINE_string("variant", None, "Without --checkpoint: a DeiT variant with random weights.")
-    flags.DEFINE_integer("image_size", None, "Without --checkpoint: its side in pixels.", lower_bound=1)
+    flags.DEFINE_enum("model", "deit", list(keras_models.FAMILIES), "Without --checkpoint: the family.")
+    flags.DEFINE_string("variant", None, "Without --checkpoint: a variant with random weights.")
+    flags.DEFINE_string("image_size", None, "Without --checkpoint: 224, or 192x256 for height 192.")
     flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Without --checkpoint: its attention.")
     flags.DEFINE_integer("num_heads", None, "Without --checkpoint: its heads.", lower_bound=1)
+    flags.DEFINE_integer("head_dim", None, "Without --checkpoint: the channels of a head instead.", lower_bound=1)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def format_table(results: dict[str, Any]) -> str:
     for index, (format, export) in enumerate(results["exports"].items()):
         check, description = export["verification"], export["description"]
         lines.append(
-            f"{'TFLite ' + format:<16}{check['tflite_top1']:>12.2%}{check['agreement']:>12.2%}"
+            f"{'TFLite ' + format:<16}{check['file_top1']:>12.2%}{check['agreement']:>12.2%}"
             f"{description['size_bytes'] / 1e3:>9.0f} kB{median_milliseconds(results, index, 1):>9.3f} ms"
             f"{median_milliseconds(results, index, 2):>9.3f} ms{description['delegate_partitions']:>12}"
         )

@@ -7,27 +7,49 @@ from mobiatt_tf.layers.attention import (
     ProjectedAttention,
     SoftmaxAttention,
 )
+from mobiatt_tf.layers.conv import ConvBN, StridedDepthwiseResidual
+from mobiatt_tf.layers.conv_attention import (
+    BiasedConvAttention,
+    ConvAttention,
+    DownsamplingConvAttention,
+    MobileConvAttention,
+)
 from mobiatt_tf.layers.drop_path import DropPath
 from mobiatt_tf.layers.embedding import (
     ClassToken,
+    OverlapPatchEmbedding,
     PatchEmbedding,
     PositionEmbedding,
     SelectToken,
+    grid_tables,
     resize_position_embedding,
 )
-from mobiatt_tf.layers.mlp import MLP
+from mobiatt_tf.layers.layer_scale import LayerScale
+from mobiatt_tf.layers.mlp import MLP, DepthwiseMLP
+from mobiatt_tf.layers.reduction import SpatialReduction
 
 __all__ = [
     "ATTENTIONS",
     "MLP",
+    "BiasedConvAttention",
     "ClassToken",
+    "ConvAttention",
+    "ConvBN",
+    "DepthwiseMLP",
+    "DownsamplingConvAttention",
     "DropPath",
+    "LayerScale",
     "LinearAttention",
     "MobileAttention",
+    "MobileConvAttention",
+    "OverlapPatchEmbedding",
     "PatchEmbedding",
     "PositionEmbedding",
     "ProjectedAttention",
     "SelectToken",
     "SoftmaxAttention",
+    "SpatialReduction",
+    "StridedDepthwiseResidual",
+    "grid_tables",
     "resize_position_embedding",
 ]

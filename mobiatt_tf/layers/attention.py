@@ -1,6 +1,7 @@
 """Mobile-Attention, softmax attention and linear attention as Keras layers behind one call."""
 
 import abc
+import math
 import numbers
 from typing import Any
 
@@ -13,6 +14,9 @@ from mobiatt_tf.ops import Tensor
 
 class ProjectedAttention(keras.layers.Layer, abc.ABC):
     """Query, key, value and output projections around a token mixing that subclasses define in `mix_tokens`.
+
+    Inputs are sequences of tokens [B, N, D] or feature maps [B, height, width, D], whose N = height * width tokens are
+    taken row by row; the output has the rank of the query.
 
     The four children `query`, `key`, `value` and `out` are `keras.layers.Dense` with bias and kernels [in, out].
 
@@ -61,9 +65,12 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
         model_dim = self.model_dim or query_shape[-1]
         output_dim = self.output_dim or model_dim
         _check_heads(self.num_heads, model_dim)
+        self.query_tokens = _token_count(query_shape)  # None where the length is open
+        self.key_tokens = _token_count(shapes["key"])
 
         def projection(name: str, units: int, shape: Any) -> keras.layers.Dense:
-            return built_dense(name, units, shape, self.kernel_initializer, self.dtype_policy)
+            tokens = (shape[0], _token_count(shape), shape[-1])
+            return built_dense(name, units, tokens, self.kernel_initializer, self.dtype_policy)
 
         self.query = projection("query", model_dim, shapes["query"])
         self.key = projection("key", model_dim, shapes["key"])
@@ -74,13 +81,16 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
     def call(
         self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, training: bool | None = None
     ) -> Tensor:
-        """Attention of `query` [B, N, D] over `key` and `value` (each the one before it when left out).
+        """Attention of `query` over `key` and `value` (each the one before it when left out).
 
         Returns:
-            [B, N, output_dim].
+            [B, N, output_dim], or [B, height, width, output_dim] if the query is a feature map.
         """
         mixed = self.mix_tokens(*self.project(query, key, value))
-        return self.output_dropout(self.out(ops.merge_heads(mixed)), training=training)
+        output = self.output_dropout(self.out(ops.merge_heads(mixed)), training=training)  # [B, N, output_dim]
+        if len(query.shape) == 4:
+            output = keras.ops.reshape(output, (-1, *query.shape[1:3], output.shape[-1]))  # [B, H, W, output_dim]
+        return output
 
     def project(
         self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None
@@ -89,15 +99,21 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
         key = query if key is None else key
         value = key if value is None else value
         self._check_shapes({"query": query.shape, "key": key.shape, "value": value.shape})
-        return (
-            ops.split_heads(self.query(query), self.num_heads),
-            ops.split_heads(self.key(key), self.num_heads),
-            ops.split_heads(self.value(value), self.num_heads),
+        projected = (
+            self.query(ops.flatten_map(query)),
+            self.key(ops.flatten_map(key)),
+            self.value(ops.flatten_map(value)),
         )
+        query_heads, key_heads, value_heads = (ops.split_heads(x, self.num_heads) for x in projected)
+        return query_heads, key_heads, value_heads
 
     @abc.abstractmethod
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The mixing between the projections, three times [B, H, d, N] to [B, H, d, N]."""
+
+    @abc.abstractmethod
+    def mixing_macs(self) -> int:
+        """Multiply-adds of the matrix products in `mix_tokens` for one example; the layer must be built."""
 
     def compute_output_shape(self, query_shape: Any, key_shape: Any = None, value_shape: Any = None) -> Any:
         return (*query_shape[:-1], self.output_dim or self.model_dim or query_shape[-1])
@@ -114,20 +130,25 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
 
     def _check_shapes(self, shapes: dict[str, Any]) -> None:
         for name, shape in shapes.items():
-            if len(shape) != 3:
+            if len(shape) not in (3, 4):
                 raise ValueError(
-                    f"{type(self).__name__} takes {name} of rank 3, [batch, tokens, channels], but {name} has shape "
-                    f"{tuple(shape)}. Reshape feature maps to [batch, height * width, channels] first."
+                    f"{type(self).__name__} takes {name} as [batch, tokens, channels] or as a feature map [batch, "
+                    f"height, width, channels], but {name} has shape {tuple(shape)}."
+                )
+            if len(shape) == 4 and None in shape[1:3]:
+                raise ValueError(
+                    f"The height and width of a feature map must be known, but {name} has shape {tuple(shape)}."
                 )
         batches = {name: shape[0] for name, shape in shapes.items()}
         if any(_differ(batches["query"], batch) for batch in batches.values()):
             raise ValueError(f"Query, key and value must have the same batch size, but have {batches}.")
-        if shapes["query"][1] == 0 or shapes["key"][1] == 0:
+        tokens = {name: _token_count(shape) for name, shape in shapes.items()}
+        if tokens["query"] == 0 or tokens["key"] == 0:
             raise ValueError(f"{type(self).__name__} needs at least one token, but the shapes are {shapes}.")
-        if _differ(shapes["key"][1], shapes["value"][1]):
+        if _differ(tokens["key"], tokens["value"]):
             raise ValueError(
-                f"Key and value must have the same number of tokens, but key has {shapes['key'][1]} and value "
-                f"{shapes['value'][1]}."
+                f"Key and value must have the same number of tokens, but key has {tokens['key']} and value "
+                f"{tokens['value']}."
             )
 
 
@@ -175,35 +196,34 @@ class MobileAttention(ProjectedAttention):
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ops.mobile_attention(query, key, value, self.epsilon, self.reference_tokens)
 
+    def mixing_macs(self) -> int:
+        dims = self.query.units, self.value.units
+        return ops.linear_mixing_macs(self.query_tokens, self.key_tokens, self.num_heads, *dims)
+
     def introspect(self, query: Tensor, key: Tensor | None = None) -> dict[str, Tensor]:
         """What the heads do at each token, for pictures and parity.
 
         Args:
-            query: [B, N, D].
-            key: [B, N, D']; None takes the query.
+            query: [B, N, D] or [B, height, width, D].
+            key: [B, N, D'] or [B, height, width, D']; None takes the query.
 
         Returns:
             `incoming`, `outgoing`, `conserved_incoming`, `conserved_outgoing`, `allocation` and `competition` by
             name, each float32 [B, H, N].
         """
         query_heads, key_heads, _ = self.project(query, key)
-        flow = ops.flows(keras.ops.sigmoid(query_heads), keras.ops.sigmoid(key_heads), self.epsilon)
-        by_name = {
-            **flow._asdict(),
-            "allocation": ops.allocation(flow.conserved_incoming),
-            "competition": ops.competition(flow.conserved_outgoing),
-        }
-        return {name: keras.ops.squeeze(tensor, axis=2) for name, tensor in by_name.items()}  # [B, H, N]
+        return ops.flows_by_name(query_heads, key_heads, self.epsilon)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon, "reference_tokens": self.reference_tokens}
 
     def _check_shapes(self, shapes: dict[str, Any]) -> None:
         super()._check_shapes(shapes)
-        if _differ(shapes["query"][1], shapes["key"][1]):
+        query_tokens, key_tokens = _token_count(shapes["query"]), _token_count(shapes["key"])
+        if _differ(query_tokens, key_tokens):
             raise ValueError(
                 "Mobile-Attention pairs query n with key n, so both must have the same number of tokens, but query "
-                f"has {shapes['query'][1]} and key {shapes['key'][1]}. Use SoftmaxAttention for unequal lengths."
+                f"has {query_tokens} and key {key_tokens}. Use SoftmaxAttention for unequal lengths."
             )
 
 
@@ -217,6 +237,9 @@ class SoftmaxAttention(ProjectedAttention):
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ops.softmax_attention(query, key, value)
 
+    def mixing_macs(self) -> int:
+        return ops.softmax_mixing_macs(self.query_tokens, self.key_tokens, self.query.units, self.value.units)
+
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")
 class LinearAttention(ProjectedAttention):
@@ -227,6 +250,10 @@ class LinearAttention(ProjectedAttention):
 
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ops.linear_attention(query, key, value)
+
+    def mixing_macs(self) -> int:
+        dims = self.query.units, self.value.units
+        return ops.linear_mixing_macs(self.query_tokens, self.key_tokens, self.num_heads, *dims)
 
 
 ATTENTIONS: dict[str, type[ProjectedAttention]] = {
@@ -243,6 +270,12 @@ def _check_heads(num_heads: int, model_dim: int) -> None:
             f"num_heads must divide model_dim, but num_heads={num_heads} and model_dim={model_dim} were given. "
             f"Allowed for {model_dim}: {', '.join(map(str, divisors))}."
         )
+
+
+def _token_count(shape: Any) -> int | None:
+    """N of [B, N, D] or [B, height, width, D]; None where it is open."""
+    sides = shape[1:-1]
+    return None if None in sides else math.prod(sides)
 
 
 def _differ(first: int | None, second: int | None) -> bool:

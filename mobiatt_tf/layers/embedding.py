@@ -1,10 +1,12 @@
 """From an image to a sequence of tokens: patches, class tokens, positions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
+from mobiatt_tf.layers.conv import pad_as_torch, padded_shape, same_padding, strided_shape
+from mobiatt_tf.layers.dense import copy_of
 from mobiatt_tf.ops import Tensor
 
 
@@ -68,6 +70,65 @@ class PatchEmbedding(keras.layers.Layer):
                 f"{height} x {width}."
             )
         return height // self.patch_size, width // self.patch_size
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class OverlapPatchEmbedding(keras.layers.Layer):
+    """PVTv2's patch embedding: strided convolution with overlapping windows, then LayerNorm with epsilon 1e-5.
+
+    [B, H, W, C] to [B, ceil(H / s), ceil(W / s), D]; children `projection` and `norm`; padding is PyTorch's. Source:
+    OverlapPatchEmbed in pvt_v2.py of github.com/whai362/PVT.
+
+    Args:
+        patch_size: odd side of the window.
+        strides: step of the window.
+        embed_dim: width D of a token.
+        kernel_initializer: initializer of the convolution.
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        strides: int,
+        embed_dim: int,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.patch_size = patch_size
+        self.strides = strides
+        self.embed_dim = embed_dim
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        self.projection = keras.layers.Conv2D(
+            self.embed_dim,
+            self.patch_size,
+            strides=self.strides,
+            padding=same_padding(self.strides),
+            kernel_initializer=copy_of(self.kernel_initializer),
+            name="projection",
+            dtype=self.dtype_policy,
+        )
+        self.projection.build(padded_shape(input_shape, self.patch_size, self.strides))
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-5, name="norm", dtype=self.dtype_policy)
+        self.norm.build(self.compute_output_shape(input_shape))
+
+    def call(self, inputs: Tensor) -> Tensor:
+        x = self.projection(pad_as_torch(inputs, self.patch_size, self.strides))  # [B, ceil(H / s), ceil(W / s), D]
+        return self.norm(x)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (*strided_shape(input_shape, self.strides), self.embed_dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "patch_size": self.patch_size,
+            "strides": self.strides,
+            "embed_dim": self.embed_dim,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
 
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")
@@ -160,6 +221,10 @@ class PositionEmbedding(keras.layers.Layer):
     def call(self, inputs: Tensor) -> Tensor:
         return inputs + keras.ops.cast(self.embedding, inputs.dtype)
 
+    def grid_table(self) -> "GridTable":
+        """The weight that depends on the image size."""
+        return GridTable(self.embedding, self.grid, self.prefix)
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
@@ -172,10 +237,27 @@ class PositionEmbedding(keras.layers.Layer):
         }
 
 
+class GridTable(NamedTuple):
+    """A weight [1, prefix + height * width, C] with a row for each place of a grid, and that grid."""
+
+    weight: Any
+    grid: tuple[int, int]
+    prefix: int = 0
+
+
+def grid_tables(model: keras.Model) -> dict[str, GridTable]:
+    """The weights of a model that depend on the image size, by path: position embeddings and attention biases.
+
+    Layers name theirs in a method `grid_table`.
+    """
+    tables = [layer.grid_table() for layer in model.layers if hasattr(layer, "grid_table")]
+    return {table.weight.path: table for table in tables}
+
+
 def resize_position_embedding(
     embedding: np.ndarray, grid: tuple[int, int], new_grid: tuple[int, int], prefix: int = 0
 ) -> np.ndarray:
-    """Resizes a learned position embedding: bicubic, antialiased, as timm's resample_abs_pos_embed.
+    """Resizes a learned table over a grid: bicubic, antialiased, as timm's resample_abs_pos_embed.
 
     Args:
         embedding: float [1, prefix + height * width, D].

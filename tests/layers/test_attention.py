@@ -80,10 +80,31 @@ def test_unequal_batches_and_no_tokens_are_refused(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("shape", [(2, 8), (2, 7, 7, 8)])
+@pytest.mark.parametrize("shape", [(2, 8), (2, 3, 3, 3, 8)])
 def test_wrong_rank_is_refused(kind: type, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"query of rank 3, \[batch, tokens, channels\], but query has shape"):
+    with pytest.raises(
+        ValueError, match=r"query as \[batch, tokens, channels\] or as a feature map .* query has shape"
+    ):
         kind(2)(tokens(*shape))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_feature_map_is_its_tokens_row_by_row(kind: type) -> None:
+    layer = kind(2)
+    maps = tokens(2, 3, 5, 8)
+    flat = to_numpy(layer(maps.reshape(2, 15, 8)))
+    np.testing.assert_allclose(to_numpy(layer(maps)), flat.reshape(2, 3, 5, 8), rtol=1e-5, atol=1e-6)
+    assert layer.compute_output_shape((2, 3, 5, 8)) == (2, 3, 5, 8)
+    with pytest.raises(ValueError, match="height and width of a feature map must be known"):
+        kind(2)(keras.Input((None, 5, 8)))
+
+
+@pytest.mark.parametrize("kind", [SoftmaxAttention, LinearAttention])
+def test_keys_may_come_from_a_coarser_map(kind: type) -> None:
+    layer = kind(2)
+    fine, coarse = tokens(2, 4, 6, 8), tokens(2, 2, 3, 8)
+    flat = to_numpy(layer(fine.reshape(2, 24, 8), coarse.reshape(2, 6, 8)))
+    np.testing.assert_allclose(to_numpy(layer(fine, coarse)), flat.reshape(2, 4, 6, 8), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ALL)

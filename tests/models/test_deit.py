@@ -92,7 +92,7 @@ def test_distilled_returns_the_pair_in_training_and_the_mean_otherwise() -> None
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_saved_and_loaded(distilled: bool, tmp_path: Path) -> None:
-    model = toy(distilled=distilled, image_size=(14, 28), reference_tokens=17)
+    model = toy(distilled=distilled, image_size=(14, 28), training_size=28)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     x = images(2, 14, 28, 3)
@@ -130,9 +130,14 @@ def test_copying_weights_between_different_models_lists_both_sides_and_changes_n
         np.testing.assert_array_equal(old, to_numpy(weight))
 
 
-def test_reference_tokens_reach_every_block() -> None:
-    model = toy(reference_tokens=17)
-    assert [model.get_layer(f"block{index}_attention").reference_tokens for index in range(4)] == [17] * 4
+@pytest.mark.parametrize(("distilled", "prefix"), [(False, 1), (True, 2)])
+def test_training_size_sets_the_reference_tokens_of_every_block(distilled: bool, prefix: int) -> None:
+    def references(model: keras.Model) -> list[int]:
+        return [model.get_layer(f"block{index}_attention").reference_tokens for index in range(4)]
+
+    assert references(toy(distilled=distilled)) == [prefix + 16] * 4
+    assert references(toy(distilled=distilled, image_size=56)) == [prefix + 64] * 4
+    assert references(toy(distilled=distilled, image_size=56, training_size=(28, 14))) == [prefix + 8] * 4
 
 
 def test_mixed_precision_logits_are_float32_and_the_global_policy_is_restored() -> None:
@@ -162,6 +167,8 @@ def test_drop_path_rises_linearly() -> None:
         ({"image_size": 28.0}, "one side or"),
         ({"image_size": (28, 28, 3)}, "one side or"),
         ({"num_heads": 7}, "num_heads=7 and model_dim=64"),
+        ({"head_dim": 7}, "head_dim must divide the width 64, but head_dim=7"),
+        ({"head_dim": 8, "num_heads": 8}, "Give num_heads or head_dim"),
         ({"num_classes": -1}, "num_classes must be 0"),
     ],
 )

@@ -12,8 +12,9 @@ import pytest
 
 import tflite.verify
 from keras_models import DeiTMobiAtt
-from mobiatt_tf import data, ops
+from mobiatt_tf import data, ops, verification
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.models import rebuild
 from tflite import convert, export, inspect
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def model() -> keras.Model:
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Real images: scikit-learn's digits at 28 x 28."""
-    return tflite.verify.dataset_images(data.load("digits"), (28, 28), 40)
+    return verification.dataset_images(data.load("digits"), (28, 28), 40)
 
 
 @pytest.mark.slow
@@ -39,8 +40,8 @@ def test_file_equals_the_model_in_one_partition(
 ) -> None:
     model = DeiTMobiAtt("quickstart", num_classes=10, attention=attention)
     result = export.export(model, tmp_path / "model.tflite", format, *digits)
-    assert result.verification.passed
-    assert result.verification.images == 40
+    assert result.comparison.passed
+    assert result.comparison.images == 40
     assert result.description.delegate_partitions == 1
     assert result.description.undelegated_ops == {}
     assert result.description.max_rank <= 4
@@ -59,13 +60,13 @@ def test_file_equals_the_model_in_one_partition(
 @pytest.mark.parametrize("attention", ["mobile", "softmax"])
 def test_deit_tiny_at_224_is_one_partition_without_flex(attention: str, tmp_path: Path) -> None:
     model = DeiTMobiAtt("tiny", attention=attention)
-    images = tflite.verify.photographs((224, 224), 4)
+    images = verification.photographs((224, 224), 4)
     result = export.export(model, tmp_path / "tiny.tflite", "float32", images, runs=3)
     assert result.description.delegate_partitions == 1
     assert result.description.undelegated_ops == {}
     assert result.description.flex_ops == ()
-    assert result.verification.max_relative_error < 1e-5
-    assert result.verification.agreement == 1
+    assert result.comparison.max_relative_error < 1e-5
+    assert result.comparison.agreement == 1
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ def test_sizes_shrink_with_the_format(
 def test_rebuilding_shares_nothing_and_fixes_the_batch(
     model: keras.Model, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    copy = convert.rebuild(model, batch_size=1)
+    copy = rebuild(model, batch_size=1)
     assert copy.input_shape == (1, 28, 28, 3)
     image = digits[0][:1]
     before = keras.ops.convert_to_numpy(model(image))
@@ -93,7 +94,7 @@ def test_rebuilding_shares_nothing_and_fixes_the_batch(
 
 
 def test_a_model_trained_in_bfloat16_is_rebuilt_in_float32() -> None:
-    copy = convert.rebuild(DeiTMobiAtt("quickstart", num_classes=10, dtype="mixed_bfloat16"), batch_size=1)
+    copy = rebuild(DeiTMobiAtt("quickstart", num_classes=10, dtype="mixed_bfloat16"), batch_size=1)
     layers = [layer for layer in copy._flatten_layers() if hasattr(layer, "compute_dtype") and layer is not copy]
     assert {layer.compute_dtype for layer in layers} == {"float32"}
 
@@ -102,7 +103,7 @@ def test_a_model_trained_in_bfloat16_is_rebuilt_in_float32() -> None:
 def test_distilled_model_exports_the_mean_of_its_heads(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     model = DeiTMobiAtt("quickstart", num_classes=10, distilled=True)
     result = export.export(model, tmp_path / "model.tflite", "float32", *digits, runs=1)
-    assert result.verification.passed
+    assert result.comparison.passed
     assert [tensor.shape for tensor in result.description.outputs] == [(1, 10)]
 
 
@@ -126,7 +127,7 @@ def test_wrong_outputs_are_noticed(model: keras.Model, digits: tuple[np.ndarray,
 
 
 def test_not_a_number_does_not_pass() -> None:
-    check = tflite.verify.Verification(1, float("nan"), 1.0, 1e-5, None, None)
+    check = verification.Comparison(1, float("nan"), 1.0, 1e-5, None, None)
     assert not check.passed
 
 
@@ -157,7 +158,7 @@ def test_a_model_trained_in_sixteen_bits_exports(
 ) -> None:
     model = DeiTMobiAtt("quickstart", num_classes=10, dtype=policy)
     result = export.export(model, tmp_path / "model.tflite", "float32", *digits, runs=1)
-    assert result.verification.max_relative_error < 1e-5
+    assert result.comparison.max_relative_error < 1e-5
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_unknown_format_and_open_sizes_are_refused(model: keras.Model) -> None:
 
 
 def test_photographs_are_real_and_repeatable() -> None:
-    first, again = (tflite.verify.photographs((32, 48), 6) for _ in range(2))
+    first, again = (verification.photographs((32, 48), 6) for _ in range(2))
     assert first.shape == (6, 32, 48, 3)
     assert first.dtype == np.float32
     np.testing.assert_array_equal(first, again)

@@ -1,0 +1,42 @@
+"""Multiply-adds of a model, counted from its layers' shapes."""
+
+import math
+from typing import Any
+
+import keras
+
+
+def count_macs(model: keras.Model) -> int:
+    """Multiply-adds (MACs) of one image: convolutions, dense layers and the matrix products of attention.
+
+    Elementwise work, norms, pooling and resizing are not counted, as in timm and in the hosts' papers. TensorFlow's
+    profiler counts an einsum as 0, so nothing is measured here: every number follows from shapes.
+
+    Args:
+        model: a functional model of fixed image size whose weighted layers are Dense, Conv2D, DepthwiseConv2D, norms, or
+            layers made of these; layers that multiply activations with each other count that in `mixing_macs`.
+
+    Raises:
+        ValueError: a size is open.
+    """
+    return sum(_layer_macs(layer) for layer in model._flatten_layers(include_self=False))
+
+
+def _layer_macs(layer: keras.layers.Layer) -> int:
+    """The layer's own, without its children's."""
+    macs = layer.mixing_macs() if hasattr(layer, "mixing_macs") else 0
+    if isinstance(layer, keras.layers.Dense):
+        return macs + math.prod(_input_shape(layer)[1:]) * layer.units
+    if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D):
+        height, width = layer.compute_output_shape(_input_shape(layer))[1:3]
+        # Conv2D: k * k * C_in weights for each of the outputs; DepthwiseConv2D: k * k for each channel.
+        return macs + height * width * math.prod(layer.kernel.shape)
+    return macs
+
+
+def _input_shape(layer: keras.layers.Layer) -> tuple[Any, ...]:
+    """The shape the layer was built for."""
+    shape = tuple((layer.get_build_config() or {}).get("input_shape") or ())
+    if not shape or None in shape[1:]:
+        raise ValueError(f"{layer.path} was built for {shape or 'an unknown shape'}: build the model at a fixed size.")
+    return shape

@@ -1,0 +1,302 @@
+"""Published weights: official and timm checkpoints into our models, and our weights out under timm's names.
+
+A softmax host takes a checkpoint exactly or not at all. A Mobile-Attention model takes it as an initialisation: its
+projections have the same shapes, and what only softmax attention needs (spatial reductions, position biases, talking
+heads) is dropped.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobiatt_tf import files
+from mobiatt_tf.errors import UserError
+from mobiatt_tf.interop.names import Tensor, pytorch_tensors, timm_name
+from mobiatt_tf.layers import MobileAttention, MobileConvAttention, grid_tables, resize_position_embedding
+from mobiatt_tf.models import load_trained
+
+# Counters and index tables, which carry no weights.
+_BOOKKEEPING = re.compile(r"num_batches_tracked$|attention_bias_idxs$|\.ab$")
+# What softmax attention has and Mobile-Attention has not.
+_SOFTMAX_ONLY = re.compile(r"\.attn\.(sr|norm)\.|\.token_mixer\.(talking_head[12]\.|attention_biases$)")
+_HEADS = re.compile(r"head(_dist)?\.")
+_SHOWN = 12  # names listed on each side of a mismatch
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_pytorch` did.
+
+    Attributes:
+        carried: paths of the Keras weights that came from the checkpoint.
+        resized: those among them that were resized to another image size.
+        new: paths of the Keras weights that kept their initial values.
+        dropped: tensors of the checkpoint that the model has no place for.
+    """
+
+    carried: tuple[str, ...]
+    resized: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.carried)} weights carried over, {len(self.resized)} of them resized"]
+        for verb, names in (("new (initial values kept)", self.new), ("dropped from the checkpoint", self.dropped)):
+            if names:
+                lines.append(f"{len(names)} {verb}: {_listed(names)}")
+        return "\n".join(lines)
+
+
+def load_pytorch(
+    model: keras.Model, source: str | os.PathLike[str] | Mapping[str, Any], new_heads: bool = False
+) -> LoadReport:
+    """Loads an official or timm checkpoint of DeiT, PVTv2 or EfficientFormerV2 into a model of `keras_models`.
+
+    With softmax attention every weight and every tensor must have its counterpart. With Mobile-Attention the tensors
+    that only softmax attention needs are dropped. Position embeddings and position biases of another image size are
+    resized (bicubic; the checkpoint's grid must be square).
+
+    Args:
+        model: built with the variant and `distilled` of the checkpoint.
+        source: a .pth, .pt, .bin or .safetensors file, or a state dict (tensors or arrays by name). PyTorch files are
+            read with `weights_only=True`: no code in them is run.
+        new_heads: leave the classifier heads at their initial values, for other classes.
+
+    Returns:
+        What was carried, resized, left new and dropped.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything but tensors, or the checkpoint does not fit (both
+            sides are listed). The model is then unchanged.
+        ValueError: the model is not one of `keras_models`.
+    """
+    wanted = pytorch_tensors(model)
+    state = _named(source if isinstance(source, Mapping) else read_checkpoint(source))
+    if new_heads:
+        state = {key: value for key, value in state.items() if not _HEADS.match(key)}
+    mobile = any(isinstance(layer, MobileAttention | MobileConvAttention) for layer in model.layers)
+    weights = {weight.path: weight for weight in model.weights}
+    tables = grid_tables(model)
+    used: set[str] = set()
+    values: dict[str, np.ndarray] = {}
+    resized, new, missing, problems = [], [], [], []
+    for path, tensor in wanted.items():
+        shape = tuple(weights[path].shape)
+        if new_heads and _HEADS.match(tensor.keys[0]):
+            new.append(path)
+            continue
+        if absent := [key for key in tensor.keys if key not in state]:
+            missing += [f"{path} (wants {', '.join(absent)})"]
+            continue
+        used.update(tensor.keys)
+        try:
+            value = _to_keras(tensor, [state[key] for key in tensor.keys])
+            if path in tables and value.shape != shape:
+                value = _resized(value, tables[path].grid, tables[path].prefix)
+                resized.append(path)
+        except ValueError as error:
+            problems.append(f"{', '.join(tensor.keys)} does not fit {path}: {error}")
+            continue
+        if value.shape != shape:
+            problems.append(
+                f"{', '.join(tensor.keys)} has shape {value.shape} as Keras counts, {path} has shape {shape}"
+            )
+        values[path] = value
+    left = [key for key in state if key not in used]
+    dropped = [key for key in left if mobile and _SOFTMAX_ONLY.search(key)]
+    if unexpected := [key for key in left if key not in dropped]:
+        problems.append(f"only in the checkpoint, {len(unexpected)} tensors: {_listed(unexpected)}")
+    if missing:
+        problems.append(f"only in the model, {len(missing)} weights: {_listed(missing)}")
+    if not values or problems:
+        advice = "Take the family, variant, `distilled` and number of classes of the checkpoint, or new_heads=True."
+        lines = "\n  ".join(problems[:_SHOWN] + [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN))
+        raise UserError(f"The checkpoint does not fit {model.name}; nothing was loaded.\n  {lines}\n{advice}")
+    for path, value in values.items():
+        weights[path].assign(value)
+    return LoadReport(tuple(values), tuple(resized), tuple(new), tuple(dropped))
+
+
+def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
+    """Initialises a model for fine-tuning from a PyTorch checkpoint or from a model of ours.
+
+    Classifier heads are carried over where their numbers of classes agree, else left at their initial values.
+
+    Args:
+        model: a model of `keras_models`; see `load_pytorch` for what fits.
+        path: a .pth, .pt, .bin or .safetensors file, a .keras file, or the output directory of a training run.
+
+    Raises:
+        UserError: as `load_pytorch`, or the .keras file cannot be read.
+        ValueError: one of the two models is not of `keras_models`.
+    """
+    is_ours = files.user_path(path).is_dir() or Path(path).suffix == ".keras"
+    state = pytorch_state_dict(load_trained(path)) if is_ours else read_checkpoint(path)
+    classes = int(keras.tree.flatten(model.outputs)[0].shape[-1])
+    head = next((value for key, value in state.items() if key.removeprefix("module.") == "head.weight"), None)
+    return load_pytorch(model, state, new_heads=head is None or len(head) != classes)
+
+
+def pytorch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
+    """All weights of a model of `keras_models` under timm's names and in PyTorch's layouts, float32.
+
+    For a softmax host timm's `load_state_dict(strict=True)` takes the result.
+
+    Raises:
+        ValueError: the model is not one of `keras_models`.
+    """
+    weights = {weight.path: weight for weight in model.weights}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for path, tensor in pytorch_tensors(model).items():
+        value = _to_pytorch(tensor, np.asarray(keras.ops.convert_to_numpy(weights[path]), "float32"))
+        pieces = np.split(value, len(tensor.keys), axis=1) if len(tensor.keys) > 1 else [value]
+        for key, piece in zip(tensor.keys, pieces, strict=True):
+            parts.setdefault(key, {})[tensor.part[0] if tensor.part else 0] = piece
+    return {
+        key: np.ascontiguousarray(np.concatenate([pieces[index] for index in sorted(pieces)]))
+        for key, pieces in parts.items()
+    }
+
+
+def save_pytorch(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Writes `pytorch_state_dict(model)` to a .safetensors file, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written, or safetensors is not installed.
+        ValueError: another suffix, or the model is not one of `keras_models`.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"{path} must end in .safetensors.")
+    with _needs("safetensors", "to write .safetensors files"):
+        from safetensors.numpy import save
+    files.write_bytes(path, save(pytorch_state_dict(model)))
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors or PyTorch file by name; the model inside a training checkpoint is found.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds anything but tensors and plain values.
+    """
+    path = files.user_path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}. Give a .pth or .safetensors file.")
+    if path.suffix == ".safetensors":
+        with _needs("safetensors", "to read .safetensors files"):
+            from safetensors import SafetensorError
+            from safetensors.numpy import load_file
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read as safetensors ({_first_line(error)}). Take a whole file."
+            ) from error
+    with _needs("torch", "to read PyTorch files (or convert the checkpoint to .safetensors)"):
+        import torch
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # what training scripts save beside the weights
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch each raise their own
+        raise UserError(
+            f"{path} cannot be read as a PyTorch checkpoint of weights ({_first_line(error)}). It is damaged, or holds "
+            "more than tensors and plain values; code in a checkpoint is never run."
+        ) from error
+    state = _state_dict_in(content)
+    if state is None:
+        found = f"the keys {_listed(list(map(str, content)))}" if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} holds no state dict, but {found}.")
+    return {key: value.float().numpy() for key, value in state.items() if value.is_floating_point()}
+
+
+def _state_dict_in(content: Any) -> dict[str, Any] | None:
+    """The state dict itself, or the one inside a training checkpoint."""
+    if not isinstance(content, dict):
+        return None
+    for key in ("model", "state_dict", "module"):
+        if isinstance(content.get(key), dict):
+            return _state_dict_in(content[key])
+    tensors = {key: value for key, value in content.items() if hasattr(value, "is_floating_point")}
+    return tensors or None
+
+
+def _named(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays under timm's names, without bookkeeping and without the prefix of data-parallel training."""
+    named: dict[str, np.ndarray] = {}
+    for key, value in state.items():
+        if _BOOKKEEPING.search(key):
+            continue
+        array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+        named[timm_name(key.removeprefix("module."))] = array
+    return named
+
+
+def _to_keras(tensor: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+    """A Keras weight from its PyTorch tensors.
+
+    Raises:
+        ValueError: a rank or a number of rows that cannot be.
+    """
+    value = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
+    if tensor.part:
+        index, count = tensor.part
+        value = np.split(value, count)[index]
+    if tensor.layout == "vector":
+        return value.reshape(-1)  # the official layer scales are [C, 1, 1]
+    if tensor.layout == "tokens":
+        return value
+    if tensor.layout == "biases":
+        return value.T[None]  # [1, N, heads]
+    if tensor.layout == "talking_head":
+        return value.reshape(value.shape[:2]).T  # [in, out]
+    return value.transpose(_TO_KERAS[tensor.layout])
+
+
+_TO_KERAS = {"linear": (1, 0), "conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1)}
+_TO_PYTORCH = {"linear": (1, 0), "conv": (3, 2, 0, 1), "depthwise": (2, 3, 0, 1)}
+
+
+def _to_pytorch(tensor: Tensor, value: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_keras`, before parts are joined."""
+    if tensor.layout in ("vector", "tokens"):
+        return value
+    if tensor.layout == "biases":
+        return value[0].T  # [heads, N]
+    if tensor.layout == "talking_head":
+        return value.T[:, :, None, None]  # [out, in, 1, 1]
+    return value.transpose(_TO_PYTORCH[tensor.layout])
+
+
+def _resized(table: np.ndarray, grid: tuple[int, int], prefix: int) -> np.ndarray:
+    """A table [1, prefix + side * side, C] of a checkpoint, resized to the model's grid."""
+    places = table.shape[1] - prefix if table.ndim == 3 else 0
+    side = math.isqrt(max(places, 0))
+    if side == 0 or side * side != places:
+        raise ValueError(f"{table.shape[1:2]} tokens, {prefix} of them in front, are no square grid to resize from")
+    return resize_position_embedding(table, (side, side), grid, prefix)
+
+
+@contextlib.contextmanager
+def _needs(package: str, purpose: str) -> Any:
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{package} is needed {purpose}: pip install {package}.") from error
+
+
+def _listed(names: Any) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
