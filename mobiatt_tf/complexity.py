@@ -13,8 +13,8 @@ def count_macs(model: keras.Model) -> int:
     profiler counts an einsum as 0, so nothing is measured here: every number follows from shapes.
 
     Args:
-        model: a functional model of fixed image size whose weighted layers are Dense, Conv2D, DepthwiseConv2D, norms, or
-            layers made of these; layers that multiply activations with each other count that in `mixing_macs`.
+        model: a functional model of fixed image size whose weighted layers are Dense, Conv2D, DepthwiseConv2D, norms,
+            or layers made of these; layers that multiply activations with each other count that in `mixing_macs`.
 
     Raises:
         ValueError: a size is open.

@@ -30,10 +30,11 @@ def _import_timm() -> Any:
 timm = _import_timm()
 
 
-def randomized(host: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The host in eval mode with every parameter and batch-norm statistic drawn anew.
+def randomized(host: torch.nn.Module, seed: int = 0, image_size: tuple[int, int] = (64, 64)) -> torch.nn.Module:
+    """The host in eval mode with every parameter drawn anew, and batch-norm statistics of random images.
 
-    timm starts biases and position biases at 0 and layer scales at 1e-5, which would hide a mistake in them.
+    timm starts biases and position biases at 0 and layer scales at 1e-5, which would hide a mistake in them. The
+    statistics keep the activations near 1 in any depth.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -50,11 +51,11 @@ def randomized(host: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
                 normal(parameter, 0.0, 0.3)
             else:
                 normal(parameter, 0.0, float(np.prod(parameter.shape[1:])) ** -0.5)
-        for name, buffer in host.named_buffers():
-            if name.endswith("running_mean"):
-                normal(buffer, 0.0, 0.1)
-            elif name.endswith("running_var"):
-                buffer.copy_(0.75 + 0.5 * torch.rand(buffer.shape, generator=generator))
+        norms = [module for module in host.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        if norms:
+            for norm in norms:
+                norm.momentum = 1.0  # keeps the last batch alone
+            host.train()(torch.randn((4, 3, *image_size), generator=generator))
     return host.eval()
 
 

@@ -131,9 +131,9 @@ class ConvBN(keras.layers.Layer):
 class StridedDepthwiseResidual(keras.layers.DepthwiseConv2D):
     """Every second pixel plus a depthwise 3 x 3 convolution around it: [B, H, W, C] to [B, ceil(H/2), ceil(W/2), C].
 
-    With bias and PyTorch's padding. The pixel itself is the centre of its window, so adding it is adding 1 to the centre
-    of the kernel: `x[:, ::2, ::2]` would be a STRIDED_SLICE, which XNNPACK leaves outside its partition (seen with
-    ai-edge-litert 2.3).
+    With bias and PyTorch's padding. The pixel itself is the centre of its window, so adding it is adding 1 to the
+    centre of the kernel: `x[:, ::2, ::2]` would be a STRIDED_SLICE, which XNNPACK leaves outside its partition (seen
+    with ai-edge-litert 2.3).
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -82,9 +82,7 @@ def test_unequal_batches_and_no_tokens_are_refused(kind: type) -> None:
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("shape", [(2, 8), (2, 3, 3, 3, 8)])
 def test_wrong_rank_is_refused(kind: type, shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"query as \[batch, tokens, channels\] or as a feature map .* query has shape"
-    ):
+    with pytest.raises(ValueError, match=r"as \[batch, tokens, channels\] or as a feature map .* query has shape"):
         kind(2)(tokens(*shape))
 
 
