@@ -26,11 +26,15 @@ FORBIDDEN_IMPORTS = {
 HEAVY_PACKAGES = {
     "coremltools",
     "keras_hub",
+    "onnx",
     "onnxruntime",
+    "safetensors",
     "tensorflow_datasets",
     "tensorflow_model_optimization",
     "tf2onnx",
     "tf_keras",
+    "timm",
+    "torch",
 }
 # Keras 3.15 itself imports these two where they are installed (about 1.5 s); this project's modules must not add to it.
 LOADED_BY_KERAS = {"matplotlib", "sklearn"}

@@ -295,7 +295,11 @@ def test_damaged_and_malicious_files_are_one_error_and_change_nothing(tmp_path: 
 def test_without_torch_the_error_says_what_to_install(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "checkpoint.pth")
     program = (
-        "import sys; sys.modules['torch'] = None\n"
+        "import sys\n"
+        "class WithoutTorch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, WithoutTorch())\n"
         "from mobiatt_tf.interop.pytorch import read_checkpoint\n"
         "from mobiatt_tf.errors import UserError\n"
         "try: read_checkpoint(sys.argv[1])\n"
