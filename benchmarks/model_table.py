@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 import keras_models
 from mobiatt_tf import cli, files
-from mobiatt_tf.complexity import count_macs
+from mobiatt_tf.complexity import attention_stages, count_macs, trainable_parameters
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.layers import ConvAttention, ProjectedAttention
 from tflite import convert
 from tflite.host import HostDevice
 from tflite.measurements import Plan, ratio
@@ -44,34 +43,17 @@ def shape_of(family: str, variant: str) -> dict[str, Any]:
     mobile = build(family, variant, "mobile")
     softmax = build(family, variant, "softmax")
     return {
-        "parameters": parameters(mobile),
-        "softmax_parameters": parameters(softmax),
+        "parameters": trainable_parameters(mobile),
+        "softmax_parameters": trainable_parameters(softmax),
         "macs": count_macs(mobile),
         "softmax_macs": count_macs(softmax),
-        "attention": attention_of(mobile),
+        "attention": attention_stages(mobile),
     }
 
 
 def build(family: str, variant: str, attention: str) -> keras.Model:
     """The model at its published image size, with one classifier head of 1000 classes."""
     return keras_models.FAMILIES[family].build(variant, attention=attention)
-
-
-def parameters(model: keras.Model) -> int:
-    """Trainable weights, as the hosts' papers count."""
-    return sum(int(keras.ops.size(weight)) for weight in model.trainable_weights)
-
-
-def attention_of(model: keras.Model) -> list[dict[str, int]]:
-    """Tokens and heads of the attention layers, one entry for each stage that has any."""
-    stages: dict[str, dict[str, int]] = {}
-    for layer in model.layers:
-        if isinstance(layer, ProjectedAttention | ConvAttention):
-            stage = layer.name.split("_")[0] if layer.name.startswith("stage") else "all"
-            tokens = layer.tokens if isinstance(layer, ConvAttention) else layer.query_tokens
-            entry = stages.setdefault(stage, {"layers": 0, "tokens": tokens, "heads": layer.num_heads})
-            entry["layers"] += 1
-    return list(stages.values())
 
 
 def measure(family: str, variant: str, runs: int, threads: int, directory: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Multiply-adds of a model, counted from its layers' shapes."""
+"""How large a model is: parameters, multiply-adds and attention, counted from its layers' shapes."""
 
 import math
 from typing import Any
 
 import keras
+
+from mobiatt_tf.layers import ConvAttention, ProjectedAttention
 
 
 def count_macs(model: keras.Model) -> int:
@@ -20,6 +22,25 @@ def count_macs(model: keras.Model) -> int:
         ValueError: a size is open.
     """
     return sum(_layer_macs(layer) for layer in model._flatten_layers(include_self=False))
+
+
+def trainable_parameters(model: keras.Model) -> int:
+    """Parameters as papers count them: without the statistics of batch norm, which are buffers in PyTorch."""
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
+
+
+def attention_stages(model: keras.Model) -> list[dict[str, int]]:
+    """`layers`, `tokens` and `heads` of the attention of each stage that has any; DeiT is one stage.
+
+    EfficientFormerV2's attention between two stages is not among them.
+    """
+    stages: dict[str, dict[str, int]] = {}
+    for layer in model.layers:
+        if isinstance(layer, ProjectedAttention | ConvAttention):
+            stage = layer.name.split("_")[0] if layer.name.startswith("stage") else "all"
+            tokens = layer.tokens if isinstance(layer, ConvAttention) else layer.query_tokens
+            stages.setdefault(stage, {"layers": 0, "tokens": tokens, "heads": layer.num_heads})["layers"] += 1
+    return list(stages.values())
 
 
 def _layer_macs(layer: keras.layers.Layer) -> int:

@@ -11,6 +11,7 @@ import keras_models
 from keras_models import EfficientFormerV2MobiAtt, PVTv2MobiAtt
 from mobiatt_tf.introspection import model_flows
 from mobiatt_tf.layers import BiasedConvAttention, MobileAttention, MobileConvAttention, SpatialReduction
+from tests.models.published import size_of
 
 to_numpy = keras.ops.convert_to_numpy
 BUILDERS = {"pvt_v2": PVTv2MobiAtt, "efficientformer_v2": EfficientFormerV2MobiAtt}
@@ -33,11 +34,6 @@ DISTILLATION_HEAD = {"s0": 177_000, "s1": 225_000, "s2": 289_000, "l": 385_000}
 SOFTMAX_ONLY = 8 * 49 + 2 * (8 * 8 + 8)
 
 
-def parameters(model: keras.Model) -> int:
-    """Trainable ones, as the hosts count: PyTorch's batch-norm statistics are buffers."""
-    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
-
-
 def toy(family: str, **arguments: Any) -> keras.Model:
     return BUILDERS[family]("quickstart", **{"num_classes": 5, **arguments})
 
@@ -49,25 +45,24 @@ def images(*shape: int) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", PVT_V2)
 def test_pvt_v2_parameter_counts(variant: str) -> None:
-    softmax, mobile = PVT_V2[variant]
-    assert parameters(PVTv2MobiAtt(variant, attention="softmax")) == softmax
-    assert parameters(PVTv2MobiAtt(variant)) == mobile
+    counts = tuple(size_of("pvt_v2", variant, attention).parameters for attention in ("softmax", "mobile"))
+    assert counts == PVT_V2[variant]
 
 
 @pytest.mark.slow
 def test_pvt_v2_linear_parameter_count() -> None:
-    assert parameters(PVTv2MobiAtt("b2_li", attention="softmax")) == PVT_V2_LI
+    assert size_of("pvt_v2", "b2_li", "softmax").parameters == PVT_V2_LI
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", EFFICIENTFORMER_V2)
 def test_efficientformer_v2_parameter_counts(variant: str) -> None:
     published, blocks = EFFICIENTFORMER_V2[variant]
-    softmax = parameters(EfficientFormerV2MobiAtt(variant, attention="softmax", distilled=True))
-    assert softmax == published
-    mobile = parameters(EfficientFormerV2MobiAtt(variant, distilled=True))
-    assert mobile == published - blocks * SOFTMAX_ONLY
-    assert parameters(EfficientFormerV2MobiAtt(variant)) == mobile - DISTILLATION_HEAD[variant]
+    family = "efficientformer_v2"
+    assert size_of(family, variant, "softmax", distilled=True).parameters == published
+    single = published - DISTILLATION_HEAD[variant]
+    assert size_of(family, variant, "softmax").parameters == single
+    assert size_of(family, variant, "mobile").parameters == single - blocks * SOFTMAX_ONLY
 
 
 @pytest.mark.slow
