@@ -152,9 +152,7 @@ def resize(model: keras.Model, image_size: ImageSize) -> keras.Model:
         if not isinstance(layer, keras.layers.Layer):
             return layer
         config = layer.get_config()
-        if isinstance(layer, PositionEmbedding):
-            if any(places * side % before for places, side, before in zip(layer.grid, new, old, strict=True)):
-                raise ValueError(f"Patches of {old[0] // layer.grid[0]} pixels do not fill {new[0]} x {new[1]} pixels.")
+        if isinstance(layer, PositionEmbedding):  # the patch embedding has refused sides that it cannot divide
             config["grid"] = [
                 places * side // before for places, side, before in zip(layer.grid, new, old, strict=True)
             ]

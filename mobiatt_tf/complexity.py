@@ -29,12 +29,12 @@ def trainable_parameters(model: keras.Model) -> int:
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
-def attention_stages(model: keras.Model) -> list[dict[str, int]]:
+def attention_stages(model: keras.Model) -> list[dict[str, Any]]:
     """`layers`, `tokens` and `heads` of the attention of each stage that has any; DeiT is one stage.
 
     EfficientFormerV2's attention between two stages is not among them.
     """
-    stages: dict[str, dict[str, int]] = {}
+    stages: dict[str, dict[str, Any]] = {}
     for layer in model.layers:
         if isinstance(layer, ProjectedAttention | ConvAttention):
             stage = layer.name.split("_")[0] if layer.name.startswith("stage") else "all"

@@ -130,18 +130,23 @@ def format_table(result: Export) -> str:
 
 def _model_from_flags() -> keras.Model:
     values = flags.FLAGS
-    untrained = [name for name in ("variant", "image_size", "num_heads", "head_dim") if flags.FLAGS[name].present]
+    size = cli.image_size(values.image_size)
+    untrained = [name for name in ("variant", "num_heads", "head_dim") if flags.FLAGS[name].present]
     if values.checkpoint:
         if untrained:
             raise UserError(f"--{untrained[0]} is for models without weights: it does not go with --checkpoint.")
-        return load_trained(values.checkpoint)
+        model = load_trained(values.checkpoint)
+        try:
+            return keras_models.resize(model, size) if size else model
+        except ValueError as error:
+            raise UserError(str(error)) from error
     if not values.variant:
         raise UserError("Give --checkpoint=RUN_DIRECTORY_OR_KERAS_FILE, or --variant=tiny for untrained weights.")
     print(f"No --checkpoint: {values.model} {values.variant} with random weights, of use for size and latency only.")
     try:
         return keras_models.FAMILIES[values.model].build(
             values.variant,
-            image_size=cli.image_size(values.image_size),
+            image_size=size,
             attention=values.attention,
             num_heads=values.num_heads,
             head_dim=values.head_dim,
@@ -181,7 +186,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("check_images", CHECK_IMAGES, "How many images to check on.", lower_bound=1)
     flags.DEFINE_enum("model", "deit", list(keras_models.FAMILIES), "Without --checkpoint: the family.")
     flags.DEFINE_string("variant", None, "Without --checkpoint: a variant with random weights.")
-    flags.DEFINE_string("image_size", None, "Without --checkpoint: 224, or 192x256 for height 192.")
+    flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the model's own.")
     flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Without --checkpoint: its attention.")
     flags.DEFINE_integer("num_heads", None, "Without --checkpoint: its heads.", lower_bound=1)
     flags.DEFINE_integer("head_dim", None, "Without --checkpoint: the channels of a head instead.", lower_bound=1)

@@ -12,7 +12,7 @@ class Size(NamedTuple):
 
     parameters: int
     macs: int
-    attention: list[dict[str, int]]
+    attention: list[dict[str, Any]]
 
 
 @functools.cache

@@ -222,6 +222,22 @@ def test_command_line_from_a_keras_file(model: keras.Model, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_command_line_at_another_image_size(model: keras.Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.keras")
+    arguments = [f"--checkpoint={tmp_path / 'model.keras'}", f"--output={tmp_path / 'out.tflite'}", "--dataset=digits"]
+    result = run_export(*arguments, "--check_images=5", "--image_size=42x28")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [tensor["shape"] for tensor in written["description"]["inputs"]] == [[1, 42, 28, 3]]
+    refused = run_export(*arguments, "--image_size=30")
+    assert refused.returncode == 1
+    assert (
+        "error: Both sides of the image must be multiples of the patch size 7, but the image is 30 x 30."
+        in refused.stderr
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
