@@ -125,7 +125,7 @@ def main(_: Sequence[str]) -> None:
     arguments = model_arguments()
     cli.image_size(IMAGE_SIZE.value)  # complains before anything is loaded
     identity = {"family": MODEL.value, **arguments}
-    if START_FROM.value:
+    if START_FROM.value and not EVALUATE_ONLY.value:
         identity["started_from"] = sha256_of_start(START_FROM.value)
     try:
         if LOGICAL_DEVICES.value:

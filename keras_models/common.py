@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mobiatt_tf import ops
 from mobiatt_tf.layers import (
     ATTENTIONS,
     DropPath,
@@ -24,7 +25,7 @@ MOBILE_HEAD_DIM = 8
 HEAD_PREFIX = "head"  # the classifier heads of every family are `head` and `head_distillation`
 
 
-def image_sides(image_size: Any, multiple: int) -> tuple[int, int]:
+def image_sides(image_size: Any, multiple: int, name: str = "image_size") -> tuple[int, int]:
     """(height, width) in pixels.
 
     Raises:
@@ -36,7 +37,7 @@ def image_sides(image_size: Any, multiple: int) -> tuple[int, int]:
         sides = []
     if len(sides) not in (1, 2) or any(side < 1 or side % multiple for side in sides):
         raise ValueError(
-            f"image_size must be one side or (height, width) in pixels, each a positive multiple of {multiple}, but "
+            f"{name} must be one side or (height, width) in pixels, each a positive multiple of {multiple}, but "
             f"{image_size} was given."
         )
     return sides[0], sides[-1]
@@ -66,7 +67,7 @@ def head_count(width: int, num_heads: int | None, head_dim: int | None, default:
     if num_heads is not None and head_dim is not None:
         raise ValueError(f"Give num_heads or head_dim, but num_heads={num_heads} and head_dim={head_dim} were given.")
     if head_dim is not None:
-        if head_dim < 1 or width % head_dim:
+        if not ops.divides(head_dim, width):
             raise ValueError(f"head_dim must divide the width {width}, but head_dim={head_dim} was given.")
         return width // head_dim
     return default if num_heads is None else num_heads
@@ -160,6 +161,9 @@ def resize(model: keras.Model, image_size: ImageSize) -> keras.Model:
 
     source = model.inputs[0]
     images = keras.Input(batch_shape=(source.shape[0], *new, 3), dtype=source.dtype, name=source.name)
-    copy = keras.models.clone_model(model, input_tensors=images, clone_function=clone)
+    try:
+        copy = keras.models.clone_model(model, input_tensors=images, clone_function=clone)
+    except ValueError as error:
+        raise ValueError(f"{model.name} cannot take images of {new[0]} x {new[1]} pixels: {error}") from error
     copy_weights(model, copy)
     return copy

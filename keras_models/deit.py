@@ -104,7 +104,7 @@ def DeiTMobiAtt(
         raise ValueError(f"There is no DeiT variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
     row = VARIANTS[variant]
     height, width = image_sides(image_size if image_size is not None else row.image_size, row.patch_size)
-    trained = image_sides(training_size if training_size is not None else (height, width), row.patch_size)
+    trained = image_sides(training_size or (height, width), row.patch_size, "training_size")
     default_heads = row.embed_dim // MOBILE_HEAD_DIM if attention == "mobile" else row.num_heads
     num_heads = head_count(row.embed_dim, num_heads, head_dim, default_heads)
     if attention_dropout is None:

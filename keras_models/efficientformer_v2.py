@@ -129,7 +129,7 @@ def EfficientFormerV2MobiAtt(
     stem_stride = row.stem_strides[0] * row.stem_strides[1]
     strides = [stem_stride * 2**stage for stage in range(4)]  # of each stage, in pixels
     height, width = image_sides(image_size if image_size is not None else row.image_size, strides[-1])
-    trained = image_sides(training_size if training_size is not None else (height, width), strides[-1])
+    trained = image_sides(training_size or (height, width), strides[-1], "training_size")
     default_heads = row.key_dim // MOBILE_HEAD_DIM if attention == "mobile" else _HOST_HEADS
     num_heads = head_count(row.key_dim, num_heads, head_dim, default_heads)
     # Stage 3 attends at half its resolution, stage 4 at its own: the same number of tokens.

@@ -123,7 +123,7 @@ def PVTv2MobiAtt(
         )
     strides = [row.stem[1] * 2**stage for stage in range(4)]  # of each stage, in pixels
     height, width = image_sides(image_size if image_size is not None else row.image_size, strides[-1])
-    trained = image_sides(training_size if training_size is not None else (height, width), strides[-1])
+    trained = image_sides(training_size or (height, width), strides[-1], "training_size")
     if attention_dropout is None:
         attention_dropout = 0.05 if attention == "mobile" else dropout
     rates = drop_path_rates(row.drop_path if drop_path is None else drop_path, sum(row.depths))

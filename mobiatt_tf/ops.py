@@ -9,6 +9,7 @@ channels then run along outer axes and all elementwise work has the tokens conti
 about 1.3 times faster on x86 (XNNPACK, float32) than [B, H, N, d]; see docs/operator.md.
 """
 
+import numbers
 from typing import Any, NamedTuple
 
 import keras
@@ -33,6 +34,11 @@ class Flows(NamedTuple):
     outgoing: Tensor
     conserved_incoming: Tensor
     conserved_outgoing: Tensor
+
+
+def divides(parts: Any, width: int) -> bool:
+    """Whether `parts` is a whole number of at least 1 that divides `width`."""
+    return isinstance(parts, numbers.Integral) and int(parts) >= 1 and width % int(parts) == 0
 
 
 def token_count(x: Tensor) -> Any:

@@ -72,18 +72,18 @@ def compare_sizes(
 
 
 def draw(found: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
-    """Accuracy, drift and scale of the logits over the image size."""
+    """Accuracy, agreement and drift of the logits over the image size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = {
         "top1": "top-1 on test images (%)",
+        "agreement": "same class as at the trained size (%)",
         "drift": "distance of the logits from the trained size's\n(relative)",
-        "scale": "length of the logits (relative)",
     }
     for axis, (key, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for (name, rows), style in zip(found.items(), ("o-", "x--", ".:"), strict=False):
-            values = [row[key] * (100 if key == "top1" else 1) for row in rows]
+            values = [row[key] * (1 if key == "drift" else 100) for row in rows]
             axis.plot([row["size"][0] for row in rows], values, style, label=name)
         axis.set(xlabel="image side (pixels)", ylabel=label, ylim=(0, None))
         axis.set_xticks([row["size"][0] for row in next(iter(found.values()))])
@@ -98,9 +98,11 @@ def main(_: Sequence[str]) -> None:
     values = flags.FLAGS
     try:
         factors = [float(factor) for factor in values.factors]
+        if not factors or not all(0 < factor < float("inf") for factor in factors):
+            raise ValueError
     except ValueError:
         given = ",".join(values.factors)
-        raise UserError(f"--factors={given} are no numbers; give them as in --factors=1,1.5,2.") from None
+        raise UserError(f"--factors={given} are not all positive numbers; give them as in --factors=1,1.5,2.") from None
     model, dataset = load_trained(values.checkpoint), data.load(values.dataset)
     runs = {"with reference_tokens": (model, True), "without": (model, False)}
     if values.softmax_checkpoint:

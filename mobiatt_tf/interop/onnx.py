@@ -104,10 +104,15 @@ def export(
                 f"The ONNX file differs from its Keras model by {comparison.max_relative_error:.2e} of max|logit| on "
                 f"{comparison.images} images, more than the allowed {tolerance:.0e}. Nothing was written."
             )
-        output.with_suffix(".json").unlink(missing_ok=True)  # no old report beside a new file
+        report_path(output).unlink(missing_ok=True)  # no old report beside a new file
     result = OnnxExport(output, comparison, batch_size, counts, _versions())
-    files.write_json(output.with_suffix(".json"), result.to_json())
+    files.write_json(report_path(output), result.to_json())
     return result
+
+
+def report_path(output: Path) -> Path:
+    """model.onnx.json beside model.onnx: model.json may be the report of a model.tflite."""
+    return output.with_name(f"{output.name}.json")
 
 
 def convert(model: keras.Model, batch_size: int | None = None) -> Any:

@@ -21,7 +21,14 @@ import numpy as np
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.interop.names import Tensor, pytorch_tensors, timm_name
-from mobiatt_tf.layers import MobileAttention, MobileConvAttention, grid_tables, resize_position_embedding
+from mobiatt_tf.layers import (
+    GridTable,
+    LinearAttention,
+    MobileAttention,
+    MobileConvAttention,
+    grid_tables,
+    resize_position_embedding,
+)
 from mobiatt_tf.models import load_trained
 
 # Counters and index tables, which carry no weights.
@@ -29,6 +36,9 @@ _BOOKKEEPING = re.compile(r"num_batches_tracked$|attention_bias_idxs$|\.ab$")
 # What softmax attention has and Mobile-Attention has not.
 _SOFTMAX_ONLY = re.compile(r"\.attn\.(sr|norm)\.|\.token_mixer\.(talking_head[12]\.|attention_biases$)")
 _HEADS = re.compile(r"head(_dist)?\.")
+_CLASSIFIER = re.compile(r"(head(_dist)?|norm)\.")  # what stands behind the last stage of a pyramid
+_LINEAR_ATTENTIONS = (MobileAttention, MobileConvAttention, LinearAttention)
+_WRAPPERS = ("model", "state_dict", "module")  # keys of training checkpoints under which the weights lie
 _SHOWN = 12  # names listed on each side of a mismatch
 
 
@@ -57,19 +67,24 @@ class LoadReport:
 
 
 def load_pytorch(
-    model: keras.Model, source: str | os.PathLike[str] | Mapping[str, Any], new_heads: bool = False
+    model: keras.Model,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    new_heads: bool = False,
+    checkpoint_size: tuple[int, int] | None = None,
 ) -> LoadReport:
     """Loads an official or timm checkpoint of DeiT, PVTv2 or EfficientFormerV2 into a model of `keras_models`.
 
     With softmax attention every weight and every tensor must have its counterpart. With Mobile-Attention the tensors
-    that only softmax attention needs are dropped. Position embeddings and position biases of another image size are
-    resized (bicubic; the checkpoint's grid must be square).
+    that only softmax attention needs are dropped, in a model with `features_only` those of the classifier. Position
+    embeddings and position biases of another image size are resized (bicubic).
 
     Args:
         model: built with the variant and `distilled` of the checkpoint.
         source: a .pth, .pt, .bin or .safetensors file, or a state dict (tensors or arrays by name). PyTorch files are
             read with `weights_only=True`: no code in them is run.
         new_heads: leave the classifier heads at their initial values, for other classes.
+        checkpoint_size: (height, width) of the images the checkpoint was trained on; None: square, as all published
+            ones are.
 
     Returns:
         What was carried, resized, left new and dropped.
@@ -80,10 +95,9 @@ def load_pytorch(
         ValueError: the model is not one of `keras_models`.
     """
     wanted = pytorch_tensors(model)
-    state = _named(source if isinstance(source, Mapping) else read_checkpoint(source))
+    state = _named(_state_dict_in(source)) if isinstance(source, Mapping) else read_checkpoint(source)
     if new_heads:
         state = {key: value for key, value in state.items() if not _HEADS.match(key)}
-    mobile = any(isinstance(layer, MobileAttention | MobileConvAttention) for layer in model.layers)
     weights = {weight.path: weight for weight in model.weights}
     tables = grid_tables(model)
     used: set[str] = set()
@@ -100,10 +114,12 @@ def load_pytorch(
         used.update(tensor.keys)
         try:
             value = _to_keras(tensor, [state[key] for key in tensor.keys])
-            if path in tables and value.shape != shape:
-                value = _resized(value, tables[path].grid, tables[path].prefix)
-                resized.append(path)
-        except ValueError as error:
+            if path in tables:
+                grid = _grid_of(value, tables[path], model, checkpoint_size)
+                if grid != tables[path].grid:
+                    value = resize_position_embedding(value, grid, tables[path].grid, tables[path].prefix)
+                    resized.append(path)
+        except (ValueError, IndexError) as error:
             problems.append(f"{', '.join(tensor.keys)} does not fit {path}: {error}")
             continue
         if value.shape != shape:
@@ -112,7 +128,7 @@ def load_pytorch(
             )
         values[path] = value
     left = [key for key in state if key not in used]
-    dropped = [key for key in left if mobile and _SOFTMAX_ONLY.search(key)]
+    dropped = [key for key in left if _may_be_dropped(key, model, wanted)]
     if unexpected := [key for key in left if key not in dropped]:
         problems.append(f"only in the checkpoint, {len(unexpected)} tensors: {_listed(unexpected)}")
     if missing:
@@ -124,6 +140,42 @@ def load_pytorch(
     for path, value in values.items():
         weights[path].assign(value)
     return LoadReport(tuple(values), tuple(resized), tuple(new), tuple(dropped))
+
+
+def _may_be_dropped(key: str, model: keras.Model, wanted: dict[str, Tensor]) -> bool:
+    """Whether the model is of a kind that has no use for a tensor, rather than of another shape."""
+    if _SOFTMAX_ONLY.search(key):
+        return any(isinstance(layer, _LINEAR_ATTENTIONS) for layer in model.layers)
+    if _CLASSIFIER.match(key):
+        return not any(_HEADS.match(tensor.keys[0]) for tensor in wanted.values())
+    return False
+
+
+def _grid_of(
+    value: np.ndarray, table: GridTable, model: keras.Model, checkpoint_size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The grid of a checkpoint's table [1, prefix + places, C].
+
+    Raises:
+        ValueError: no grid has that many places.
+    """
+    places = value.shape[1] - table.prefix if value.ndim == 3 else 0
+    if checkpoint_size is not None:
+        height, width = (
+            ours * theirs // side
+            for ours, theirs, side in zip(table.grid, checkpoint_size, model.inputs[0].shape[1:3], strict=True)
+        )
+    else:
+        height = width = math.isqrt(max(places, 0))
+        if height * width != places and places == math.prod(table.grid):
+            return table.grid  # no square, but the model's own
+    if not places or height * width != places:
+        expected = "no square" if checkpoint_size is None else f"not {height} x {width}"
+        raise ValueError(
+            f"the {places} places of the checkpoint's grid are {expected}: give checkpoint_size=(height, width), the "
+            "size of the images it was trained on"
+        )
+    return height, width
 
 
 def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
@@ -139,11 +191,15 @@ def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
         UserError: as `load_pytorch`, or the .keras file cannot be read.
         ValueError: one of the two models is not of `keras_models`.
     """
-    is_ours = files.user_path(path).is_dir() or Path(path).suffix == ".keras"
-    state = pytorch_state_dict(load_trained(path)) if is_ours else read_checkpoint(path)
+    size = None
+    if files.user_path(path).is_dir() or Path(path).suffix == ".keras":
+        trained = load_trained(path)
+        state, size = pytorch_state_dict(trained), tuple(trained.inputs[0].shape[1:3])
+    else:
+        state = read_checkpoint(path)
     classes = int(keras.tree.flatten(model.outputs)[0].shape[-1])
     head = next((value for key, value in state.items() if key.removeprefix("module.") == "head.weight"), None)
-    return load_pytorch(model, state, new_heads=head is None or len(head) != classes)
+    return load_pytorch(model, state, head is None or len(head) != classes, size)
 
 
 def pytorch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
@@ -211,32 +267,47 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "more than tensors and plain values; code in a checkpoint is never run."
         ) from error
     state = _state_dict_in(content)
-    if state is None:
+    if not state:
         found = f"the keys {_listed(list(map(str, content)))}" if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} holds no state dict, but {found}.")
-    return {key: value.float().numpy() for key, value in state.items() if value.is_floating_point()}
+    return _named(state)
 
 
-def _state_dict_in(content: Any) -> dict[str, Any] | None:
-    """The state dict itself, or the one inside a training checkpoint."""
-    if not isinstance(content, dict):
-        return None
-    for key in ("model", "state_dict", "module"):
-        if isinstance(content.get(key), dict):
-            return _state_dict_in(content[key])
-    tensors = {key: value for key, value in content.items() if hasattr(value, "is_floating_point")}
-    return tensors or None
+def _state_dict_in(content: Any) -> dict[str, Any]:
+    """The state dict itself, or the one inside a training checkpoint; empty if there is none."""
+    for _ in range(2):  # training scripts nest it once, some twice
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(key): value for key, value in content.items() if hasattr(value, "shape")}
 
 
 def _named(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays under timm's names, without bookkeeping and without the prefix of data-parallel training."""
+    """float32 arrays under timm's names, without bookkeeping and without the prefix of data-parallel training.
+
+    Raises:
+        UserError: a tensor that holds no real numbers.
+    """
     named: dict[str, np.ndarray] = {}
     for key, value in state.items():
         if _BOOKKEEPING.search(key):
             continue
-        array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+        try:
+            is_tensor = hasattr(value, "detach")
+            if not (value.is_floating_point() if is_tensor else _is_floating(value)):
+                raise TypeError(f"it holds {value.dtype} instead of floating point numbers")
+            array = value.detach().to_dense().float().cpu().numpy() if is_tensor else np.asarray(value, "float32")
+        except Exception as error:  # a tensor without values, on the meta device, say: torch raises what it likes
+            raise UserError(f"The tensor {key} cannot be read ({_first_line(error)}). Nothing was loaded.") from error
         named[timm_name(key.removeprefix("module."))] = array
     return named
+
+
+def _is_floating(array: Any) -> bool:
+    """Of NumPy's own kinds or bfloat16, which NumPy knows through ml_dtypes only."""
+    dtype = np.asarray(array).dtype
+    return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
 
 
 def _to_keras(tensor: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
@@ -273,15 +344,6 @@ def _to_pytorch(tensor: Tensor, value: np.ndarray) -> np.ndarray:
     if tensor.layout == "talking_head":
         return value.T[:, :, None, None]  # [out, in, 1, 1]
     return value.transpose(_TO_PYTORCH[tensor.layout])
-
-
-def _resized(table: np.ndarray, grid: tuple[int, int], prefix: int) -> np.ndarray:
-    """A table [1, prefix + side * side, C] of a checkpoint, resized to the model's grid."""
-    places = table.shape[1] - prefix if table.ndim == 3 else 0
-    side = math.isqrt(max(places, 0))
-    if side == 0 or side * side != places:
-        raise ValueError(f"{table.shape[1:2]} tokens, {prefix} of them in front, are no square grid to resize from")
-    return resize_position_embedding(table, (side, side), grid, prefix)
 
 
 @contextlib.contextmanager

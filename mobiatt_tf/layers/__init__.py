@@ -17,6 +17,7 @@ from mobiatt_tf.layers.conv_attention import (
 from mobiatt_tf.layers.drop_path import DropPath
 from mobiatt_tf.layers.embedding import (
     ClassToken,
+    GridTable,
     OverlapPatchEmbedding,
     PatchEmbedding,
     PositionEmbedding,
@@ -38,6 +39,7 @@ __all__ = [
     "DepthwiseMLP",
     "DownsamplingConvAttention",
     "DropPath",
+    "GridTable",
     "LayerScale",
     "LinearAttention",
     "MobileAttention",

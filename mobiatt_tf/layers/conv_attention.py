@@ -44,11 +44,7 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if num_heads < 1 or key_dim % num_heads or value_dim % num_heads:
-            raise ValueError(
-                f"num_heads must divide the width of the keys and of the values, but num_heads={num_heads}, "
-                f"key_dim={key_dim} and value_dim={value_dim} were given."
-            )
+        check_heads(num_heads, key_dim, value_dim)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = value_dim
@@ -224,7 +220,7 @@ class DownsamplingConvAttention(keras.layers.Layer):
         synchronized: batch statistics over all devices of a strategy.
 
     Raises:
-        ValueError: a map of unknown sides.
+        ValueError: heads that do not divide the widths, or a map of unknown sides.
     """
 
     def __init__(
@@ -237,6 +233,7 @@ class DownsamplingConvAttention(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_heads(num_heads, key_dim, value_dim)
         self.filters = filters
         self.num_heads = num_heads
         self.key_dim = key_dim
@@ -300,6 +297,15 @@ class DownsamplingConvAttention(keras.layers.Layer):
             "value_dim": self.value_dim,
             "synchronized": self.synchronized,
         }
+
+
+def check_heads(num_heads: int, key_dim: int, value_dim: int) -> None:
+    """Raises ValueError where the heads cannot share the two widths evenly."""
+    if not (ops.divides(num_heads, key_dim) and ops.divides(num_heads, value_dim)):
+        raise ValueError(
+            "num_heads must be a whole number that divides the width of the keys and of the values, but "
+            f"num_heads={num_heads}, key_dim={key_dim} and value_dim={value_dim} were given."
+        )
 
 
 def built_conv(parent: Any, name: str, filters: int | None, shape: Any, **arguments: Any) -> ConvBN:

@@ -50,7 +50,7 @@ def test_every_family_equals_keras_at_any_batch(family: str, attention: str, tmp
     for count in (1, 4, 9):
         actual = exporter.run_file(tmp_path / "model.onnx", images[:count])
         assert np.abs(actual - expected[:count]).max() < 1e-4 * np.abs(expected).max()
-    report = json.loads((tmp_path / "model.json").read_text())
+    report = json.loads((tmp_path / "model.onnx.json").read_text())
     assert report["verification"]["passed"] is True
     assert report["verification"]["images"] == 9
     assert report["versions"]["tf2onnx"]
@@ -140,4 +140,4 @@ def test_command_line(tmp_path: Path) -> None:
         assert failed.returncode == 1
         assert message in failed.stderr
         assert "Traceback" not in failed.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.keras", "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "model.onnx", "model.onnx.json"]

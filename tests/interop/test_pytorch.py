@@ -233,8 +233,73 @@ def test_tables_are_resized_to_another_image_size(family: str, table: str) -> No
     same = [path for path in values(host) if path not in report.resized]
     ours, theirs = values(larger), values(host)
     assert_same({path: ours[path] for path in same}, {path: theirs[path] for path in same})
-    with pytest.raises(UserError, match="no square grid to resize from"):
+    with pytest.raises(UserError, match="are no square: give checkpoint_size"):
         load_pytorch(build(family, attention="softmax", image_size=small), pytorch_state_dict(larger))
+
+
+@pytest.mark.parametrize("family", ["deit", "efficientformer_v2"])
+def test_the_grid_of_a_checkpoint_is_square_or_told(family: str, tmp_path: Path) -> None:
+    """16 or 4 places may be a square map or a wide one: taking one for the other would scramble the image."""
+    side, wide = {"deit": (28, (14, 56)), "efficientformer_v2": (32, (16, 64))}[family]
+    square, source = build(family, attention="softmax", image_size=side), None
+    for size in (wide, side):
+        source = build(family, seed=1, attention="softmax", image_size=size)
+        target = build(family, seed=2, attention="softmax", image_size=side if size == wide else wide)
+        told = (size, size) if isinstance(size, int) else size
+        assert load_pytorch(target, pytorch_state_dict(source), checkpoint_size=told).resized
+        source.save(tmp_path / "model.keras")
+        assert start_from(target, tmp_path / "model.keras").resized  # a model of ours tells by itself
+    again = build(family, seed=3, attention="softmax", image_size=wide)
+    wide_model = build(family, seed=4, attention="softmax", image_size=wide)
+    assert load_pytorch(again, pytorch_state_dict(wide_model), checkpoint_size=wide).resized == ()
+    assert_same(values(wide_model), values(again))
+    with pytest.raises(UserError, match=r"not \d x \d: give checkpoint_size"):
+        load_pytorch(square, pytorch_state_dict(square), checkpoint_size=(side // 2, side))
+
+
+@FAMILY
+def test_a_backbone_takes_a_classifier_without_its_head(family: str) -> None:
+    classifier = build(family, attention="softmax")
+    keras.utils.set_random_seed(5)
+    backbone = FAMILIES[family].build("quickstart", attention="softmax", features_only=True)
+    report = load_pytorch(backbone, pytorch_state_dict(classifier))
+    assert {"head.weight", "head.bias"} <= set(report.dropped)
+    assert all(name.startswith(("head.", "norm.")) for name in report.dropped)
+    ours, theirs = values(backbone), values(classifier)
+    assert_same(ours, {path: theirs[path] for path in ours})
+
+
+def test_tensors_of_every_kind_are_read_or_refused_by_name(tmp_path: Path) -> None:
+    source = build("deit", attention="softmax")
+    state = tensors(source)
+    kinds = {
+        "half": {key: value.half() for key, value in state.items()},
+        "bfloat16": {key: value.bfloat16() for key, value in state.items()},
+        "parameters": {key: torch.nn.Parameter(value) for key, value in state.items()},
+        "sparse": {key: value.to_sparse() for key, value in state.items()},
+        "nested": {"model": {"state_dict": state}},
+    }
+    for name, kind in kinds.items():
+        torch.save(kind, tmp_path / f"{name}.pth")
+        for given in (kind, tmp_path / f"{name}.pth"):
+            target = build("deit", seed=1, attention="softmax")
+            load_pytorch(target, given)
+            for path, value in values(source).items():
+                np.testing.assert_allclose(values(target)[path], value, rtol=1e-2, atol=1e-3, err_msg=path)
+    target = build("deit", seed=1, attention="softmax")
+    before = values(target)
+    refused = {
+        "complex64": state["head.bias"].to(torch.complex64),
+        "int64": state["head.bias"].to(torch.int64),
+        "meta": state["head.bias"].to("meta"),
+    }
+    for name, tensor in refused.items():
+        with pytest.raises(UserError, match=rf"The tensor head\.bias cannot be read \(.*{name}"):
+            load_pytorch(target, {**state, "head.bias": tensor})
+    for odd in ({**state, "blocks.0.attn.qkv.weight": np.float32(1)}, {0: torch.zeros(2)}):
+        with pytest.raises(UserError, match="does not fit"):
+            load_pytorch(target, odd)
+    assert_same(before, values(target))
 
 
 class Malicious:

@@ -208,7 +208,7 @@ def test_a_model_moves_to_another_size_with_its_scale(family: str, attention: st
         ({"variant": "huge"}, "variant 'huge'. Choose one of"),
         ({"attention": "flash"}, "no attention 'flash'"),
         ({"image_size": 40}, "multiple of 16, but 40"),
-        ({"training_size": 40}, "multiple of 16, but 40"),
+        ({"training_size": 40}, "training_size must be .* multiple of 16, but 40"),
         ({"num_heads": 7}, "num_heads=7"),
         ({"head_dim": 7}, "head_dim=7"),
         ({"num_heads": 2, "head_dim": 8}, "Give num_heads or head_dim"),
