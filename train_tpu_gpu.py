@@ -91,14 +91,14 @@ def model_arguments() -> dict[str, Any]:
     return arguments
 
 
-def build_model(classes: int, drop_path: float, replicas: int, arguments: dict[str, Any]) -> keras.Model:
-    """The model of the flags, with the weights of --start_from if that is given."""
+def build_model(classes: int, drop_path: float, replicas: int, arguments: dict[str, Any], start: bool) -> keras.Model:
+    """The model of the flags, with the weights of --start_from if `start`."""
     family = keras_models.FAMILIES[MODEL.value]
     extra = {"synchronized_batch_norm": True} if family.has_batch_norm and replicas > 1 else {}
     size = cli.image_size(IMAGE_SIZE.value)
     try:
         model = family.build(image_size=size, num_classes=classes, drop_path=drop_path, **arguments, **extra)
-        if START_FROM.value:
+        if start:
             from mobiatt_tf.interop import start_from
 
             print(f"{START_FROM.value}: {start_from(model, START_FROM.value)}")
@@ -107,26 +107,34 @@ def build_model(classes: int, drop_path: float, replicas: int, arguments: dict[s
     return model
 
 
-def sha256_of_start(path: str) -> str:
-    """16 hexadecimal digits that tell the weights of --start_from apart.
+def started_from(path: str) -> tuple[str, bool]:
+    """16 hexadecimal digits that tell the weights of --start_from apart, and whether they are still to be read.
+
+    A run with checkpoints holds its own weights: it goes on without the file it once started from.
 
     Raises:
         UserError: there is no such file.
     """
+    output = files.user_path(OUTPUT_DIR.value)
+    run = files.read_json(output / "run.json") if (output / "run.json").is_file() else {}
+    earlier = run.get("model", {}).get("started_from") if any((output / "checkpoints").glob("step_*.json")) else None
     file = files.user_path(path)
     file = file / "model.keras" if file.is_dir() else file
-    if not file.is_file():
-        raise UserError(f"--start_from={path}: there is no file {file}.")
-    return files.sha256(file)[:16]
+    if file.is_file():
+        found = files.sha256(file)[:16]
+        return found, found != earlier
+    if earlier:
+        return earlier, False
+    raise UserError(f"--start_from={path}: there is no file {file}.")
 
 
 def main(_: Sequence[str]) -> None:
     """Trains or evaluates as the flags say."""
     arguments = model_arguments()
     cli.image_size(IMAGE_SIZE.value)  # complains before anything is loaded
-    identity = {"family": MODEL.value, **arguments}
+    identity, to_read = {"family": MODEL.value, **arguments}, False
     if START_FROM.value and not EVALUATE_ONLY.value:
-        identity["started_from"] = sha256_of_start(START_FROM.value)
+        identity["started_from"], to_read = started_from(START_FROM.value)
     try:
         if LOGICAL_DEVICES.value:
             training.make_logical_cpu_devices(LOGICAL_DEVICES.value)
@@ -148,7 +156,9 @@ def main(_: Sequence[str]) -> None:
 
     try:
         results = training.train(
-            lambda: build_model(len(dataset.class_names), recipe.drop_path, strategy.num_replicas_in_sync, arguments),
+            lambda: build_model(
+                len(dataset.class_names), recipe.drop_path, strategy.num_replicas_in_sync, arguments, to_read
+            ),
             dataset,
             recipe,
             OUTPUT_DIR.value,

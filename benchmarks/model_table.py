@@ -164,8 +164,8 @@ def put_into(document: Path, text: str) -> None:
         UserError: the document has no such comments.
     """
     old = document.read_text()
-    pattern = r"(<!-- model table -->\n).*?(\n<!-- end of model table -->)"
-    new, count = re.subn(pattern, lambda match: match[1] + text + match[2], old, flags=re.DOTALL)
+    pattern = r"(<!-- model table -->\n).*?(<!-- end of model table -->)"
+    new, count = re.subn(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", old, flags=re.DOTALL)
     if count != 1:
         raise UserError(f"{document} has no place for the table: <!-- model table --> and <!-- end of model table -->.")
     files.write_bytes(document, new.encode())

@@ -104,7 +104,7 @@ def copy_weights(source: keras.Model, target: keras.Model, new_heads: bool = Fal
 
     Args:
         source: any model of this package.
-        target: a model of the same family and variant.
+        target: a model of the same family and variant; with `features_only` it takes what it has of a classifier.
         new_heads: leave the weights of the classifier heads as they are, for a target with other classes.
 
     Raises:
@@ -115,6 +115,13 @@ def copy_weights(source: keras.Model, target: keras.Model, new_heads: bool = Fal
         {weight.path: weight for weight in model.weights if not (new_heads and weight.path.startswith(HEAD_PREFIX))}
         for model in (source, target)
     )
+    if not any(path.startswith(HEAD_PREFIX) for path in target_weights):  # a backbone wants no classifier
+        behind = (HEAD_PREFIX, "norm/")
+        source_weights = {
+            path: weight
+            for path, weight in source_weights.items()
+            if path in target_weights or not path.startswith(behind)
+        }
     old_tables, new_tables = grid_tables(source), grid_tables(target)
     problems = [f"only in the source: {path}" for path in source_weights.keys() - target_weights.keys()]
     problems += [f"only in the target: {path}" for path in target_weights.keys() - source_weights.keys()]

@@ -25,6 +25,7 @@ from keras_models.common import (
 )
 from mobiatt_tf import ops
 from mobiatt_tf.layers import (
+    BatchNorm,
     BiasedConvAttention,
     ConvAttention,
     ConvBN,
@@ -32,7 +33,6 @@ from mobiatt_tf.layers import (
     LayerScale,
     MobileConvAttention,
 )
-from mobiatt_tf.layers.conv import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
 from mobiatt_tf.models import classifier, dtype_policy
 
 _Four = tuple[int, int, int, int]
@@ -166,9 +166,7 @@ def EfficientFormerV2MobiAtt(
         name = name or f"efficientformer_v2_{variant}_{attention}"
         if features_only:
             return keras.Model(images, features, name=f"{name}_features")
-        final = keras.layers.BatchNormalization(
-            epsilon=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, name="norm", **norm
-        )
+        final = BatchNorm(name="norm", **norm)
         pooled = keras.layers.GlobalAveragePooling2D(name="pool")(final(x))  # [B, D]
         heads = ("head", "head_distillation")[: 2 if distilled else 1]
         outputs = [logits(pooled, head, num_classes, _initializer()) for head in heads]

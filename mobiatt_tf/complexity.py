@@ -19,7 +19,7 @@ def count_macs(model: keras.Model) -> int:
             or layers made of these; layers that multiply activations with each other count that in `mixing_macs`.
 
     Raises:
-        ValueError: a size is open.
+        ValueError: a size is open, or a layer with a kernel is none of these.
     """
     return sum(_layer_macs(layer) for layer in model._flatten_layers(include_self=False))
 
@@ -52,6 +52,8 @@ def _layer_macs(layer: keras.layers.Layer) -> int:
         height, width = layer.compute_output_shape(_input_shape(layer))[1:3]
         # Conv2D: k * k * C_in weights for each of the outputs; DepthwiseConv2D: k * k for each channel.
         return macs + height * width * math.prod(layer.kernel.shape)
+    if getattr(layer, "kernel", None) is not None:
+        raise ValueError(f"The multiply-adds of {layer.path}, a {type(layer).__name__}, are not known.")
     return macs
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 import mobiatt_tf.layers  # noqa: F401 (registers the layers that saved models name)
-from mobiatt_tf.errors import UserError
+from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.files import user_path
 
 
@@ -55,8 +55,9 @@ def load_trained(checkpoint: str | os.PathLike[str]) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # zipfile, h5py, json and Keras each raise their own for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as a Keras model ({reason}). Take a whole .keras file.") from error
+        raise UserError(
+            f"{path} cannot be read as a Keras model ({first_line(error)}). Take a whole .keras file."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -55,6 +55,12 @@ def test_mixing_counts_by_definition() -> None:
     assert count_macs(mobile) - projections == 4 * 2 * 17 * 64 * 8
 
 
+def test_an_unknown_layer_is_not_counted_as_nothing() -> None:
+    images = keras.Input((8, 8, 3))
+    with pytest.raises(ValueError, match="Conv2DTranspose, are not known"):
+        count_macs(keras.Model(images, keras.layers.Conv2DTranspose(4, 3)(images)))
+
+
 def test_an_open_image_size_is_refused() -> None:
     images = keras.Input((None, None, 3))
     with pytest.raises(ValueError, match="build the model at a fixed size"):

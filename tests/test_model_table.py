@@ -42,9 +42,10 @@ def test_shapes_are_those_of_the_models(name: str) -> None:
 
 def test_a_document_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:
     document = tmp_path / "document.md"
-    document.write_text("before\n<!-- model table -->\nold\n<!-- end of model table -->\nafter\n")
-    model_table.put_into(document, "| new |")
-    assert document.read_text() == "before\n<!-- model table -->\n| new |\n<!-- end of model table -->\nafter\n"
+    for old in ("", "| old |\n| older |\n"):
+        document.write_text(f"before\n<!-- model table -->\n{old}<!-- end of model table -->\nafter\n")
+        model_table.put_into(document, "| new |")
+        assert document.read_text() == "before\n<!-- model table -->\n| new |\n<!-- end of model table -->\nafter\n"
     document.write_text("nothing\n")
     with pytest.raises(UserError, match="has no place for the table"):
         model_table.put_into(document, "| new |")

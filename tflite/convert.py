@@ -7,7 +7,7 @@ from pathlib import Path
 
 import keras
 
-from mobiatt_tf.errors import UserError
+from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.models import rebuild
 
 FORMATS = {
@@ -50,5 +50,4 @@ def convert(model: keras.Model, format: str = "float32") -> bytes:
         try:
             return bytes(converter.convert())
         except Exception as error:  # ConverterError is not public; the text begins with the operators concerned
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"TensorFlow cannot convert {model.name} to TFLite: {reason}") from error
+            raise UserError(f"TensorFlow cannot convert {model.name} to TFLite: {first_line(error)}") from error

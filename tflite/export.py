@@ -131,7 +131,9 @@ def format_table(result: Export) -> str:
 def _model_from_flags() -> keras.Model:
     values = flags.FLAGS
     size = cli.image_size(values.image_size)
-    untrained = [name for name in ("variant", "num_heads", "head_dim") if flags.FLAGS[name].present]
+    untrained = [
+        name for name in ("model", "variant", "attention", "num_heads", "head_dim") if flags.FLAGS[name].present
+    ]
     if values.checkpoint:
         if untrained:
             raise UserError(f"--{untrained[0]} is for models without weights: it does not go with --checkpoint.")
@@ -141,7 +143,8 @@ def _model_from_flags() -> keras.Model:
         except ValueError as error:
             raise UserError(str(error)) from error
     if not values.variant:
-        raise UserError("Give --checkpoint=RUN_DIRECTORY_OR_KERAS_FILE, or --variant=tiny for untrained weights.")
+        example = keras_models.FAMILIES[values.model].default_variant
+        raise UserError(f"Give --checkpoint=RUN_DIRECTORY_OR_KERAS_FILE, or --variant={example} for untrained weights.")
     print(f"No --checkpoint: {values.model} {values.variant} with random weights, of use for size and latency only.")
     try:
         return keras_models.FAMILIES[values.model].build(

@@ -114,7 +114,7 @@ def main(_: Sequence[str]) -> None:
         }
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(f"{model.name}, {dataset.name}, {values.images} test images\n")
+    print(f"{model.name}, {dataset.name}, {min(values.images, len(dataset.test))} test images\n")
     print(f"{'':<24}{'size':>7}{'top-1':>10}{'same class':>12}{'drift':>8}{'scale':>8}")
     for name, rows in found.items():
         for row in rows:

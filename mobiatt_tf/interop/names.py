@@ -160,16 +160,10 @@ def timm_name(key: str) -> str:
 
 def _rows_of(model: keras.Model) -> tuple[_Row, ...]:
     names = {layer.name for layer in model.layers}
-    for mark, rows in (
-        ("class_token", _DEIT),
-        ("stage1_patch_embedding", _PVT_V2),
-        ("stem_conv1", _EFFICIENTFORMER_V2),
-    ):
+    for mark, rows in _FAMILIES.items():
         if mark in names:
             return rows + _SHARED
-    raise ValueError(
-        f"{model.name} is no DeiT, PVTv2 or EfficientFormerV2 of keras_models; only their names are known."
-    )
+    raise ValueError(f"{model.name} is no DeiT, PVTv2 or EfficientFormerV2 of keras_models; others have no names here.")
 
 
 def _tensor(weight: keras.Variable, layer: keras.layers.Layer, rows: tuple[_Row, ...]) -> Tensor:

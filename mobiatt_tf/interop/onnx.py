@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from mobiatt_tf import cli, files
-from mobiatt_tf.errors import UserError
+from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.models import load_trained, rebuild
 from mobiatt_tf.verification import Comparison, checking_images, compare, keras_logits
 
@@ -137,8 +137,7 @@ def convert(model: keras.Model, batch_size: int | None = None) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             proto, _ = tf2onnx.convert.from_function(serve, input_signature=[specification], opset=OPSET)
     except Exception as error:  # tf2onnx raises whatever its handlers raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"tf2onnx cannot convert {model.name}: {reason}") from error
+        raise UserError(f"tf2onnx cannot convert {model.name}: {first_line(error)}") from error
     finally:
         tf2onnx_log.setLevel(level)
     _name_ends(proto, batch_size)
@@ -177,8 +176,7 @@ def run_file(path: str | Path, images: np.ndarray) -> np.ndarray:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"onnxruntime cannot load {path}: {reason}") from error
+        raise UserError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
     size = session.get_inputs()[0].shape[0]
     batch = size if isinstance(size, int) else 32
     outputs = []

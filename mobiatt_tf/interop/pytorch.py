@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from mobiatt_tf import files
-from mobiatt_tf.errors import UserError
+from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.interop.names import Tensor, pytorch_tensors, timm_name
 from mobiatt_tf.layers import (
     GridTable,
@@ -39,6 +39,7 @@ _HEADS = re.compile(r"head(_dist)?\.")
 _CLASSIFIER = re.compile(r"(head(_dist)?|norm)\.")  # what stands behind the last stage of a pyramid
 _LINEAR_ATTENTIONS = (MobileAttention, MobileConvAttention, LinearAttention)
 _WRAPPERS = ("model", "state_dict", "module")  # keys of training checkpoints under which the weights lie
+_TELL_SIZE = "give checkpoint_size=(height, width), the size of the images it was trained on"
 _SHOWN = 12  # names listed on each side of a mismatch
 
 
@@ -94,10 +95,15 @@ def load_pytorch(
             sides are listed). The model is then unchanged.
         ValueError: the model is not one of `keras_models`.
     """
-    wanted = pytorch_tensors(model)
     state = _named(_state_dict_in(source)) if isinstance(source, Mapping) else read_checkpoint(source)
-    if new_heads:
-        state = {key: value for key, value in state.items() if not _HEADS.match(key)}
+    return _load(model, state, set(filter(_HEADS.match, state)) if new_heads else set(), checkpoint_size)
+
+
+def _load(
+    model: keras.Model, state: dict[str, np.ndarray], skipped: set[str], checkpoint_size: tuple[int, int] | None
+) -> LoadReport:
+    """`load_pytorch` of everything but the tensors `skipped`, which are heads; heads without a tensor stay new."""
+    wanted = pytorch_tensors(model)
     weights = {weight.path: weight for weight in model.weights}
     tables = grid_tables(model)
     used: set[str] = set()
@@ -105,10 +111,11 @@ def load_pytorch(
     resized, new, missing, problems = [], [], [], []
     for path, tensor in wanted.items():
         shape = tuple(weights[path].shape)
-        if new_heads and _HEADS.match(tensor.keys[0]):
+        absent = [key for key in tensor.keys if key not in state or key in skipped]
+        if absent and skipped and _HEADS.match(absent[0]):
             new.append(path)
             continue
-        if absent := [key for key in tensor.keys if key not in state]:
+        if absent:
             missing += [f"{path} (wants {', '.join(absent)})"]
             continue
         used.update(tensor.keys)
@@ -120,7 +127,8 @@ def load_pytorch(
                     value = resize_position_embedding(value, grid, tables[path].grid, tables[path].prefix)
                     resized.append(path)
         except (ValueError, IndexError) as error:
-            problems.append(f"{', '.join(tensor.keys)} does not fit {path}: {error}")
+            shapes = ", ".join(str(state[key].shape) for key in tensor.keys)
+            problems.append(f"{', '.join(tensor.keys)} of shape {shapes} does not fit {path}: {error}")
             continue
         if value.shape != shape:
             problems.append(
@@ -128,7 +136,7 @@ def load_pytorch(
             )
         values[path] = value
     left = [key for key in state if key not in used]
-    dropped = [key for key in left if _may_be_dropped(key, model, wanted)]
+    dropped = [key for key in left if key in skipped or _may_be_dropped(key, model, wanted)]
     if unexpected := [key for key in left if key not in dropped]:
         problems.append(f"only in the checkpoint, {len(unexpected)} tensors: {_listed(unexpected)}")
     if missing:
@@ -167,21 +175,21 @@ def _grid_of(
         )
     else:
         height = width = math.isqrt(max(places, 0))
-        if height * width != places and places == math.prod(table.grid):
-            return table.grid  # no square, but the model's own
+        if places == math.prod(table.grid):
+            if height * width == places and table.grid[0] != table.grid[1]:
+                raise ValueError(f"its {places} places may be {height} x {width} or the model's own grid: {_TELL_SIZE}")
+            return table.grid
     if not places or height * width != places:
         expected = "no square" if checkpoint_size is None else f"not {height} x {width}"
-        raise ValueError(
-            f"the {places} places of the checkpoint's grid are {expected}: give checkpoint_size=(height, width), the "
-            "size of the images it was trained on"
-        )
+        raise ValueError(f"the {places} places of the checkpoint's grid are {expected}: {_TELL_SIZE}")
     return height, width
 
 
 def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
     """Initialises a model for fine-tuning from a PyTorch checkpoint or from a model of ours.
 
-    Classifier heads are carried over where their numbers of classes agree, else left at their initial values.
+    Each classifier head is carried over where both sides have it with as many classes; else the model's stays at its
+    initial values and the checkpoint's is dropped.
 
     Args:
         model: a model of `keras_models`; see `load_pytorch` for what fits.
@@ -197,13 +205,17 @@ def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
         state, size = pytorch_state_dict(trained), tuple(trained.inputs[0].shape[1:3])
     else:
         state = read_checkpoint(path)
-    classes = int(keras.tree.flatten(model.outputs)[0].shape[-1])
-    head = next((value for key, value in state.items() if key.removeprefix("module.") == "head.weight"), None)
-    return load_pytorch(model, state, head is None or len(head) != classes, size)
+    heads = {key: value.shape for key, value in pytorch_state_dict(model).items() if _HEADS.match(key)}
+    theirs = {key for key in state if _HEADS.match(key)}
+    # Where a head of the model has no counterpart, an empty name tells that heads may stay new.
+    skipped = {key for key in theirs if state[key].shape != heads.get(key)} | ({""} if heads.keys() - theirs else set())
+    return _load(model, state, skipped, size)
 
 
 def pytorch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     """All weights of a model of `keras_models` under timm's names and in PyTorch's layouts, float32.
+
+    A table over a grid that is not square does not tell its sides: loading it again wants `checkpoint_size`.
 
     For a softmax host timm's `load_state_dict(strict=True)` takes the result.
 
@@ -234,7 +246,7 @@ def save_pytorch(model: keras.Model, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} must end in .safetensors.")
     with _needs("safetensors", "to write .safetensors files"):
         from safetensors.numpy import save
-    files.write_bytes(path, save(pytorch_state_dict(model)))
+    files.write_bytes(files.user_path(path), save(pytorch_state_dict(model)))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -251,11 +263,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             from safetensors import SafetensorError
             from safetensors.numpy import load_file
         try:
-            return dict(load_file(path))
+            loaded = load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} cannot be read as safetensors ({_first_line(error)}). Take a whole file."
-            ) from error
+            raise UserError(f"{path} cannot be read as safetensors ({first_line(error)}).") from error
+        return _named(loaded)
     with _needs("torch", "to read PyTorch files (or convert the checkpoint to .safetensors)"):
         import torch
     try:
@@ -263,7 +274,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch each raise their own
         raise UserError(
-            f"{path} cannot be read as a PyTorch checkpoint of weights ({_first_line(error)}). It is damaged, or holds "
+            f"{path} cannot be read as a PyTorch checkpoint of weights ({first_line(error)}). It is damaged, or holds "
             "more than tensors and plain values; code in a checkpoint is never run."
         ) from error
     state = _state_dict_in(content)
@@ -286,20 +297,20 @@ def _state_dict_in(content: Any) -> dict[str, Any]:
 def _named(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """float32 arrays under timm's names, without bookkeeping and without the prefix of data-parallel training.
 
+    Tensors of anything but floating point numbers are left out: no weight of the families is one.
+
     Raises:
-        UserError: a tensor that holds no real numbers.
+        UserError: a tensor without values.
     """
     named: dict[str, np.ndarray] = {}
     for key, value in state.items():
-        if _BOOKKEEPING.search(key):
+        is_tensor = hasattr(value, "detach")
+        if _BOOKKEEPING.search(key) or not (value.is_floating_point() if is_tensor else _is_floating(value)):
             continue
         try:
-            is_tensor = hasattr(value, "detach")
-            if not (value.is_floating_point() if is_tensor else _is_floating(value)):
-                raise TypeError(f"it holds {value.dtype} instead of floating point numbers")
             array = value.detach().to_dense().float().cpu().numpy() if is_tensor else np.asarray(value, "float32")
-        except Exception as error:  # a tensor without values, on the meta device, say: torch raises what it likes
-            raise UserError(f"The tensor {key} cannot be read ({_first_line(error)}). Nothing was loaded.") from error
+        except Exception as error:  # a tensor on the meta device, say: torch raises what it likes
+            raise UserError(f"The tensor {key} cannot be read ({first_line(error)}). Nothing was loaded.") from error
         named[timm_name(key.removeprefix("module."))] = array
     return named
 
@@ -358,7 +369,3 @@ def _listed(names: Any) -> str:
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ from mobiatt_tf.layers.attention import (
     ProjectedAttention,
     SoftmaxAttention,
 )
-from mobiatt_tf.layers.conv import ConvBN, StridedDepthwiseResidual
+from mobiatt_tf.layers.conv import BatchNorm, ConvBN, StridedDepthwiseResidual
 from mobiatt_tf.layers.conv_attention import (
     BiasedConvAttention,
     ConvAttention,
@@ -32,6 +32,7 @@ from mobiatt_tf.layers.reduction import SpatialReduction
 __all__ = [
     "ATTENTIONS",
     "MLP",
+    "BatchNorm",
     "BiasedConvAttention",
     "ClassToken",
     "ConvAttention",

@@ -186,10 +186,7 @@ class MobileAttention(ProjectedAttention):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, model_dim, output_dim, dropout, **kwargs)
-        if epsilon < 0:
-            raise ValueError(f"epsilon must not be negative, but epsilon={epsilon} was given.")
-        if reference_tokens is not None and reference_tokens < 1:
-            raise ValueError(f"reference_tokens must be None or at least 1, but {reference_tokens} was given.")
+        check_mobile_arguments(epsilon, reference_tokens)
         self.epsilon = epsilon
         self.reference_tokens = reference_tokens
 
@@ -261,6 +258,14 @@ ATTENTIONS: dict[str, type[ProjectedAttention]] = {
     "softmax": SoftmaxAttention,
     "linear": LinearAttention,
 }
+
+
+def check_mobile_arguments(epsilon: float, reference_tokens: int | None) -> None:
+    """Raises ValueError where an argument of Mobile-Attention is outside its range."""
+    if epsilon < 0:
+        raise ValueError(f"epsilon must not be negative, but epsilon={epsilon} was given.")
+    if reference_tokens is not None and reference_tokens < 1:
+        raise ValueError(f"reference_tokens must be None or at least 1, but {reference_tokens} was given.")
 
 
 def _check_heads(num_heads: int, model_dim: int) -> None:

@@ -50,6 +50,27 @@ def pytorch_initializer(fan_in: int) -> keras.initializers.Initializer:
 
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")
+class BatchNorm(keras.layers.BatchNormalization):
+    """Keras' batch norm with PyTorch's epsilon and momentum, synchronized only where that exists.
+
+    Keras refuses `synchronized` on other backends than TensorFlow, and with it every model that was trained so.
+
+    Args:
+        synchronized: batch statistics over all devices of a strategy; has no effect on other backends.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = BATCH_NORM_EPSILON,
+        momentum: float = BATCH_NORM_MOMENTUM,
+        synchronized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        possible = synchronized and keras.backend.backend() == "tensorflow"
+        super().__init__(epsilon=epsilon, momentum=momentum, synchronized=possible, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
 class ConvBN(keras.layers.Layer):
     """Convolution with bias, then batch norm, [B, H, W, C] to [B, ceil(H / s), ceil(W / s), filters].
 
@@ -99,13 +120,7 @@ class ConvBN(keras.layers.Layer):
         else:
             self.conv = keras.layers.Conv2D(self.filters, kernel_initializer=initializer, **arguments)
         self.conv.build(padded_shape(input_shape, self.kernel_size, self.strides))
-        self.bn = keras.layers.BatchNormalization(
-            epsilon=BATCH_NORM_EPSILON,
-            momentum=BATCH_NORM_MOMENTUM,
-            synchronized=self.synchronized,
-            name="bn",
-            dtype=self.dtype_policy,
-        )
+        self.bn = BatchNorm(synchronized=self.synchronized, name="bn", dtype=self.dtype_policy)
         self.bn.build(self.compute_output_shape(input_shape))
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from mobiatt_tf import ops
+from mobiatt_tf.layers.attention import check_mobile_arguments
 from mobiatt_tf.layers.conv import ConvBN, StridedDepthwiseResidual, padded_shape, strided_shape
 from mobiatt_tf.layers.embedding import GridTable
 from mobiatt_tf.ops import Tensor
@@ -45,6 +46,8 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
     ) -> None:
         super().__init__(**kwargs)
         check_heads(num_heads, key_dim, value_dim)
+        if strides not in (1, 2):
+            raise ValueError(f"strides must be 1 or 2, but strides={strides} was given.")
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = value_dim
@@ -186,6 +189,7 @@ class MobileConvAttention(ConvAttention):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, key_dim, value_dim, strides, synchronized, **kwargs)
+        check_mobile_arguments(epsilon, reference_tokens)
         self.reference_tokens = reference_tokens
         self.epsilon = epsilon
 

@@ -55,7 +55,12 @@ class SpatialReduction(keras.layers.Layer):
         )
         self.norm = keras.layers.LayerNormalization(epsilon=_EPSILON, name="norm", dtype=self.dtype_policy)
         if self.pool_size:
-            self.pool = keras.layers.AdaptiveAveragePooling2D(self.pool_size, name="pool", dtype=self.dtype_policy)
+            sides = input_shape[1:3]
+            if None in sides or any(side % self.pool_size for side in sides):
+                self.pool = keras.layers.AdaptiveAveragePooling2D(self.pool_size, name="pool", dtype=self.dtype_policy)
+            else:  # the same, and one operator for the exporters: the layer above becomes GATHERs in TFLite
+                window = tuple(side // self.pool_size for side in sides)
+                self.pool = keras.layers.AveragePooling2D(window, name="pool", dtype=self.dtype_policy)
             self.reduction.build(self.compute_output_shape(input_shape))
         else:
             self.reduction.build(input_shape)

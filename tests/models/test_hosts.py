@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from keras_models import FAMILIES, deit, efficientformer_v2, pvt_v2
+from keras_models import FAMILIES, copy_weights, deit, efficientformer_v2, pvt_v2
 from mobiatt_tf.interop import load_pytorch, pytorch_state_dict
 from tests.timm_hosts import randomized, run, timm
 
@@ -50,10 +50,8 @@ TOYS = [
     Host("efficientformer_v2", "toy", "efficientformerv2_s0", {}, {**EFFICIENTFORMER_V2_WIDTHS, "distillation": False}),
 ]
 FULL = [
-    Host("deit", "tiny", "deit_tiny_patch16_224"),
     Host("deit", "tiny", "deit_tiny_distilled_patch16_224", {"distilled": True}),
     Host("pvt_v2", "b0", "pvt_v2_b0", sized=False),
-    Host("pvt_v2", "b2_li", "pvt_v2_b2_li", sized=False),
     Host("efficientformer_v2", "s0", "efficientformerv2_s0", {"distilled": True}),
 ]
 
@@ -95,8 +93,7 @@ def check_parity(host: Host, size: tuple[int, int], classes: int) -> None:
     if host.family == "deit":
         return
     pyramid = FAMILIES[host.family].build(host.variant, image_size=size, attention="softmax", features_only=True)
-    for layer in pyramid.layers:
-        layer.set_weights(ours.get_layer(layer.name).get_weights())
+    copy_weights(ours, pyramid)
     features = pyramid(images, training=False)
     assert list(features) == ["stage1", "stage2", "stage3", "stage4"]
     for index, (name, feature) in enumerate(features.items()):

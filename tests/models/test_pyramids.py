@@ -110,8 +110,7 @@ def test_square_and_other_sizes(family: str, attention: str, image_size: Any) ->
 def test_features_are_the_pyramid_of_the_classifier(family: str, attention: str) -> None:
     arguments = {"image_size": (64, 32), "attention": attention}
     classifier, pyramid = toy(family, **arguments), toy(family, features_only=True, **arguments)
-    for layer in pyramid.layers:
-        layer.set_weights(classifier.get_layer(layer.name).get_weights())
+    keras_models.copy_weights(classifier, pyramid)
     x = images(2, 64, 32, 3)
     features = pyramid(x)
     sides = [tuple(feature.shape[1:3]) for feature in features.values()]

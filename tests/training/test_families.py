@@ -91,6 +91,9 @@ def test_fine_tuning_starts_from_the_softmax_host(family: str, tmp_path: Path) -
     assert "weights carried over" in said
     assert "2 new (initial values kept): head/kernel, head/bias" in said
     assert json.loads((tmp_path / "tuned" / "results.json").read_text())["model"]["started_from"]
+    (tmp_path / "host.safetensors").unlink()  # a run holds its own weights
+    again = call(tmp_path / "tuned", f"--model={family}", f"--start_from={tmp_path / 'host.safetensors'}", *flags)
+    assert "carried over" not in again
     # With a learning rate of nearly nothing, the trained weights are still the host's.
     host_weights, tuned = (
         {weight.path: keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights}
