@@ -74,7 +74,7 @@ def model_arguments() -> dict[str, Any]:
     """What the flags say of the model, as it stands in run.json and results.json; flags that were not given are absent.
 
     Raises:
-        UserError: the family cannot be distilled, or the file to start from is missing.
+        UserError: the family cannot be distilled.
     """
     family = keras_models.FAMILIES[MODEL.value]
     arguments = {

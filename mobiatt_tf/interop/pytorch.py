@@ -96,13 +96,18 @@ def load_pytorch(
         ValueError: the model is not one of `keras_models`.
     """
     state = _named(_state_dict_in(source)) if isinstance(source, Mapping) else read_checkpoint(source)
-    return _load(model, state, set(filter(_HEADS.match, state)) if new_heads else set(), checkpoint_size)
+    skipped = set(filter(_HEADS.match, state)) if new_heads else set()
+    return _load(model, state, skipped, new_heads, checkpoint_size)
 
 
 def _load(
-    model: keras.Model, state: dict[str, np.ndarray], skipped: set[str], checkpoint_size: tuple[int, int] | None
+    model: keras.Model,
+    state: dict[str, np.ndarray],
+    skipped: set[str],
+    new_heads: bool,
+    checkpoint_size: tuple[int, int] | None,
 ) -> LoadReport:
-    """`load_pytorch` of everything but the tensors `skipped`, which are heads; heads without a tensor stay new."""
+    """`load_pytorch` of all tensors but `skipped`; with `new_heads`, heads that find no tensor stay as they are."""
     wanted = pytorch_tensors(model)
     weights = {weight.path: weight for weight in model.weights}
     tables = grid_tables(model)
@@ -112,7 +117,7 @@ def _load(
     for path, tensor in wanted.items():
         shape = tuple(weights[path].shape)
         absent = [key for key in tensor.keys if key not in state or key in skipped]
-        if absent and skipped and _HEADS.match(absent[0]):
+        if absent and new_heads and _HEADS.match(absent[0]):
             new.append(path)
             continue
         if absent:
@@ -206,10 +211,8 @@ def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
     else:
         state = read_checkpoint(path)
     heads = {key: value.shape for key, value in pytorch_state_dict(model).items() if _HEADS.match(key)}
-    theirs = {key for key in state if _HEADS.match(key)}
-    # Where a head of the model has no counterpart, an empty name tells that heads may stay new.
-    skipped = {key for key in theirs if state[key].shape != heads.get(key)} | ({""} if heads.keys() - theirs else set())
-    return _load(model, state, skipped, size)
+    skipped = {key for key, value in state.items() if _HEADS.match(key) and value.shape != heads.get(key)}
+    return _load(model, state, skipped, new_heads=True, checkpoint_size=size)
 
 
 def pytorch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:

@@ -192,6 +192,9 @@ def test_new_heads_keep_their_initial_values(family: str) -> None:
     before = values(model)
     report = load_pytorch(model, pytorch_state_dict(host), new_heads=True)
     assert set(report.new) == {"head/kernel", "head/bias"}
+    assert set(report.dropped) == {"head.weight", "head.bias"}
+    headless = {name: value for name, value in pytorch_state_dict(host).items() if not name.startswith("head.")}
+    assert load_pytorch(model, headless, new_heads=True).new == report.new
     after = values(model)
     for path in after:
         np.testing.assert_array_equal(after[path], (before if path in report.new else values(host))[path])
