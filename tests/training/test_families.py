@@ -20,19 +20,29 @@ from tflite import export
 pytestmark = pytest.mark.slow
 
 
-def call(output: Path, *flags: str) -> str:
-    """Runs train_tpu_gpu.py to its end; what it prints."""
+def start(output: Path, *flags: str) -> subprocess.Popen[str]:
+    """train_tpu_gpu.py with the quickstart's recipe and variant, as a process."""
     program = [sys.executable, "train_tpu_gpu.py", "--recipe=quickstart", "--variant=quickstart"]
-    result = subprocess.run(
+    return subprocess.Popen(
         [*program, f"--output_dir={output}", *flags],
         cwd=ROOT,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=900,
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Waits for its end; what it printed."""
+    printed, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    return printed
+
+
+def call(output: Path, *flags: str) -> str:
+    """Runs train_tpu_gpu.py to its end; what it prints."""
+    return finish(start(output, *flags))
 
 
 @pytest.mark.parametrize("family", ["pvt_v2", "efficientformer_v2"])
@@ -64,8 +74,9 @@ def test_larger_images_and_short_runs(family: str, tmp_path: Path) -> None:
 def test_two_devices_see_the_batch_norm_of_one(tmp_path: Path) -> None:
     flags = ["--model=efficientformer_v2", "--dataset=digits", "--limit_train=64", "--limit_test=20", "--batch_size=16"]
     flags += ["--epochs=1", "--log_every=1"]
-    call(tmp_path / "one", *flags)
-    call(tmp_path / "two", *flags, "--strategy=mirrored", "--logical_devices=2")
+    two_devices = ("--strategy=mirrored", "--logical_devices=2")
+    for process in [start(tmp_path / "one", *flags), start(tmp_path / "two", *flags, *two_devices)]:
+        finish(process)
     one, two = (
         [line["loss"] for line in read_lines(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")
     )
