@@ -232,7 +232,7 @@ def test_command_line_at_another_image_size(model: keras.Model, tmp_path: Path) 
     refused = run_export(*arguments, "--image_size=30")
     assert refused.returncode == 1
     assert (
-        "error: Both sides of the image must be multiples of the patch size 7, but the image is 30 x 30."
+        "cannot take images of 30 x 30 pixels: Both sides of the image must be multiples of the patch size 7"
         in refused.stderr
     )
 
