@@ -154,8 +154,12 @@ class StridedDepthwiseResidual(keras.layers.DepthwiseConv2D):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"kernel_size": 3, "strides": 2, "depthwise_initializer": pytorch_initializer(9), **kwargs})
 
-    def call(self, inputs: Tensor) -> Tensor:
+    def effective_kernel(self) -> Tensor:
+        """The kernel with the pixel itself in it, [3, 3, C, 1]."""
         centre = keras.ops.pad(keras.ops.ones((1, 1, 1, 1), self.kernel.dtype), ((1, 1), (1, 1), (0, 0), (0, 0)))
-        kernel = keras.ops.cast(self.kernel + centre, inputs.dtype)  # [3, 3, C, 1]
+        return self.kernel + centre
+
+    def call(self, inputs: Tensor) -> Tensor:
+        kernel = keras.ops.cast(self.effective_kernel(), inputs.dtype)
         x = keras.ops.depthwise_conv(pad_as_torch(inputs, 3, 2), kernel, strides=2, data_format="channels_last")
         return x + keras.ops.cast(self.bias, x.dtype)  # [B, ceil(H/2), ceil(W/2), C]

@@ -107,6 +107,12 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
         """How many tokens attend; the layer must be built."""
         return self.grid[0] * self.grid[1]
 
+    def quantized_inputs(self) -> dict[str, str]:
+        """See `mobiatt_tf.quantization.QuantizedChildren`."""
+        tokens = "stride_conv" if self.strides > 1 else "input"
+        first = {"stride_conv": "input"} if self.strides > 1 else {}
+        return {**first, "query": tokens, "key": tokens, "value": tokens, "value_local": "value", "out": "hidden"}
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
@@ -288,6 +294,17 @@ class DownsamplingConvAttention(keras.layers.Layer):
     def grid_table(self) -> GridTable:
         """The weight that depends on the image size."""
         return GridTable(self.attention_bias, self.grid)
+
+    def quantized_inputs(self) -> dict[str, str]:
+        """See `mobiatt_tf.quantization.QuantizedChildren`."""
+        return {
+            "query_local": "input",
+            "query": "query_local",
+            "key": "input",
+            "value": "input",
+            "value_local": "value",
+            "out": "hidden",
+        }
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*strided_shape(input_shape, 2), self.filters)

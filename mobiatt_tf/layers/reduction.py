@@ -72,6 +72,10 @@ class SpatialReduction(keras.layers.Layer):
             return ops.gelu(self.norm(self.reduction(pooled)))
         return self.norm(self.reduction(inputs))  # [B, H / ratio, W / ratio, C]
 
+    def quantized_inputs(self) -> dict[str, str]:
+        """See `mobiatt_tf.quantization.QuantizedChildren`."""
+        return {"reduction": "pooled" if self.pool_size else "input"}
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         if self.pool_size:
             return (input_shape[0], self.pool_size, self.pool_size, input_shape[-1])

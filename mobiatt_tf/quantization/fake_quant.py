@@ -1,0 +1,161 @@
+"""Fake quantization: float tensors that hold only what int8 can hold, with straight-through gradients."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobiatt_tf.errors import UserError
+from mobiatt_tf.ops import Tensor
+
+
+class Observer:
+    """Collects the range of a tensor over batches: the means of the batches' minima and maxima.
+
+    That is what tfmot's moving average tends to while training, so calibration and training agree.
+    """
+
+    def __init__(self) -> None:
+        self.minima: list[float] = []
+        self.maxima: list[float] = []
+
+    def see(self, x: Tensor) -> None:
+        """Takes one batch in."""
+        values = keras.ops.convert_to_numpy(x)
+        self.minima.append(float(values.min()))
+        self.maxima.append(float(values.max()))
+
+    def range(self, symmetric: bool) -> tuple[float, float]:
+        """(minimum, maximum); it contains 0, as TFLite asks."""
+        low, high = min(float(np.mean(self.minima)), 0.0), max(float(np.mean(self.maxima)), 0.0)
+        if symmetric:
+            high = max(high, -low)
+            low = -high
+        return low, high
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class FakeQuantize(keras.layers.Layer):
+    """Rounds a tensor to 8 bits and back; the range follows the batches while training.
+
+    Around tfmot's MovingAverageQuantizer (decay .999). Its variables `range_min` and `range_max` start at 0, which
+    means "not calibrated": training then fails with a message; see `mobiatt_tf.quantization.calibrate`.
+
+    Computes in float32 whatever the precision of the model, and returns the dtype that it was given.
+
+    Args:
+        symmetric: the range is [-r, r] and the zero point 0; XNNPACK multiplies matrices in int8 only if that of the
+            right operand is 0.
+        fixed_range: a range that neither calibration nor training changes.
+    """
+
+    def __init__(self, symmetric: bool = False, fixed_range: tuple[float, float] | None = None, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.symmetric = symmetric
+        self.fixed_range = None if fixed_range is None else (float(fixed_range[0]), float(fixed_range[1]))
+        self.observer: Observer | None = None
+
+    def build(self, input_shape: Any) -> None:
+        self._quantizer = moving_average_quantizer(self.symmetric)
+        self._ranges = self._quantizer.build(input_shape, "range", _Keras2Owner(self))
+        if self.fixed_range:
+            self.set_range(*self.fixed_range)
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        if self.observer is not None:
+            self.observer.see(inputs)
+            return inputs
+        import tensorflow as tf
+
+        ranges = {name: variable.value for name, variable in self._ranges.items()}
+        moves = bool(training) and self.fixed_range is None
+        if moves:
+            message = f"{self.path} is not calibrated. Call mobiatt_tf.quantization.calibrate(model, images) first."
+            tf.debugging.assert_greater(ranges["max_var"], ranges["min_var"], message)
+        return self._quantizer(inputs, moves, ranges)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """(minimum, maximum) of what it can represent."""
+        return float(self._ranges["min_var"].numpy()), float(self._ranges["max_var"].numpy())
+
+    def set_range(self, low: float, high: float) -> None:
+        """Replaces the range."""
+        self._ranges["min_var"].assign(low)
+        self._ranges["max_var"].assign(high)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "symmetric": self.symmetric, "fixed_range": self.fixed_range}
+
+
+class _Keras2Owner:
+    """What tfmot's quantizers expect of a layer, on a Keras 3 layer: `add_weight` with the name first."""
+
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        self._layer = layer
+
+    def add_weight(self, name: str, initializer: Any = None, trainable: bool = False, shape: Any = None) -> Any:
+        # Their initializer, plus and minus 6, was .42 of relative error on this network after 126 steps; see `calibrate`.
+        return self._layer.add_weight(name=name, shape=shape or (), initializer="zeros", trainable=trainable)
+
+
+def moving_average_quantizer(symmetric: bool) -> Any:
+    """tfmot's quantizer of activations: 8 bits per tensor.
+
+    Raises:
+        UserError: tensorflow-model-optimization is not installed.
+    """
+    with _environment_restored():
+        try:
+            from tensorflow_model_optimization.python.core.quantization.keras import quantizers
+        except ImportError as error:
+            raise UserError(
+                "Quantization needs tensorflow-model-optimization: pip install mobiatt-tf[quantization]."
+            ) from error
+    return quantizers.MovingAverageQuantizer(num_bits=8, per_axis=False, symmetric=symmetric, narrow_range=symmetric)
+
+
+@contextlib.contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Importing tfmot sets TF_USE_LEGACY_KERAS, which turns `tf.keras` of the whole process into Keras 2."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def round_kernel(kernel: Tensor, axis: int, precision: str) -> Tensor:
+    """The nearest kernel that the file can hold, with a straight-through gradient.
+
+    int8 is per channel: the largest magnitude of a channel is 127 steps, so a converter that derives the steps anew
+    from the result finds the same. No tfmot quantizer, because those keep the ranges in variables, which a moving
+    average of the weights would move apart from the weights.
+
+    Args:
+        kernel: float [...].
+        axis: of the output channels; the last one, or the one before it for depthwise kernels [h, w, channels, 1].
+        precision: "int8" or "float16".
+
+    Returns:
+        float32, same shape.
+    """
+    import tensorflow as tf
+
+    kernel = tf.cast(kernel, tf.float32)
+    if precision == "float16":
+        return kernel + tf.stop_gradient(tf.cast(tf.cast(kernel, tf.float16), tf.float32) - kernel)
+    flat = tf.reshape(
+        kernel, (-1, kernel.shape[axis])
+    )  # [inputs, channels]: what follows is the last axis or of size 1
+    limit = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(flat), axis=0), 1e-12))  # [channels]
+    rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, -limit, limit, narrow_range=True)
+    return tf.reshape(rounded, kernel.shape)

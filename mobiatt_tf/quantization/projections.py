@@ -1,0 +1,121 @@
+"""Dense layers and convolutions with fake-quantized input, kernel and output."""
+
+from typing import Any
+
+import keras
+
+from mobiatt_tf.layers import StridedDepthwiseResidual
+from mobiatt_tf.layers.conv import pad_as_torch
+from mobiatt_tf.ops import Tensor
+from mobiatt_tf.quantization.fake_quant import FakeQuantize, round_kernel
+from mobiatt_tf.quantization.policies import Policy, get_policy
+
+# TFLite fuses these into an int8 operator; the others follow it in float.
+_FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
+
+
+class QuantizedProjection(keras.layers.Layer):
+    """What the classes below share; stands before the Keras layer in their bases.
+
+    Args:
+        policy: see `Policy`.
+        own_input: has an input quantizer of its own. A layer that contains this one may set `input_quantizer` to one
+            that several children share, or leave it None where the input is quantized already.
+    """
+
+    channel_axis = -1  # of the kernel's output channels
+
+    def __init__(self, *args: Any, policy: str | Policy = "int8", own_input: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.policy = get_policy(policy)
+        self.own_input = own_input
+        quantizes = self.policy.activations
+        self.input_quantizer = FakeQuantize(name="input_quantizer") if quantizes and own_input else None
+        self.output_quantizer = FakeQuantize(name="output_quantizer") if quantizes else None
+        self.baked = False
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        for quantizer in (self.input_quantizer, self.output_quantizer):
+            if quantizer is not None and not quantizer.built:
+                quantizer.build(input_shape)
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        x = inputs
+        if self.input_quantizer is not None:
+            x = keras.ops.cast(self.input_quantizer(x, training=training), inputs.dtype)
+        kernel = self.effective_kernel()
+        if not self.baked:
+            kernel = keras.ops.cast(round_kernel(kernel, self.channel_axis, self.policy.weights), inputs.dtype)
+        x = self.project(x, kernel)
+        if self.bias is not None:
+            x = x + keras.ops.cast(self.bias, x.dtype)
+        fused = keras.activations.serialize(self.activation) in _FUSED_ACTIVATIONS
+        if self.output_quantizer is not None:
+            x = self.activation(x) if fused else x
+            x = keras.ops.cast(self.output_quantizer(x, training=training), inputs.dtype)
+            return x if fused else self.activation(x)
+        return self.activation(x)
+
+    def project(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """The linear map without its bias."""
+        raise NotImplementedError
+
+    def effective_kernel(self) -> Tensor:
+        """The kernel that is multiplied with, before it is rounded."""
+        return self.kernel
+
+    def bake(self) -> None:
+        """Writes the rounded kernel into the weights and stops rounding it: the form in which it is exported.
+
+        TFLite's converter refuses the fake-quantized kernel of a dense layer with one range for each channel
+        ("mismatched quantized axes"); from the rounded one it derives the same steps.
+        """
+        rounded = round_kernel(self.effective_kernel(), self.channel_axis, self.policy.weights)
+        self.kernel.assign(rounded - (self.effective_kernel() - self.kernel))
+        self.baked = True
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "policy": self.policy.name, "own_input": self.own_input}
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class QuantizedDense(QuantizedProjection, keras.layers.Dense):
+    """`keras.layers.Dense`; see `QuantizedProjection`."""
+
+    def project(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        return keras.ops.matmul(inputs, kernel)  # [..., units]
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class QuantizedConv2D(QuantizedProjection, keras.layers.Conv2D):
+    """`keras.layers.Conv2D`; see `QuantizedProjection`."""
+
+    def project(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        return self.convolution_op(inputs, kernel)  # [B, H', W', filters]
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class QuantizedDepthwiseConv2D(QuantizedProjection, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` with one filter for each channel; see `QuantizedProjection`."""
+
+    channel_axis = -2
+
+    def project(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        return keras.ops.depthwise_conv(
+            inputs, kernel, strides=self.strides, padding=self.padding, data_format=self.data_format
+        )  # [B, H', W', C]
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class QuantizedStridedDepthwiseResidual(QuantizedProjection, StridedDepthwiseResidual):
+    """`StridedDepthwiseResidual`; the pixel's own 1 is part of the kernel that is rounded."""
+
+    channel_axis = -2
+
+    def effective_kernel(self) -> Tensor:
+        return StridedDepthwiseResidual.effective_kernel(self)
+
+    def project(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        padded = pad_as_torch(inputs, 3, 2)
+        return keras.ops.depthwise_conv(padded, kernel, strides=2, data_format="channels_last")  # [B, H', W', C]
