@@ -52,6 +52,8 @@ def load_trained(checkpoint: str | os.PathLike[str]) -> keras.Model:
             f"There is no model at {path}. Give the --output_dir of a training run that has finished at least one "
             "epoch, or a .keras file."
         )
+    import mobiatt_tf.quantization  # registers the layers of quantized models  # noqa: F401
+
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # zipfile, h5py, json and Keras each raise their own for a damaged file

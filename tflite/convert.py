@@ -3,13 +3,18 @@
 import contextlib
 import io
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
+import numpy as np
 
+from mobiatt_tf import quantization
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.models import rebuild
+from tflite import float_ops
 
+# What a float model can be written as. A quantized one (`mobiatt_tf.quantization`) is written as its policy says.
 FORMATS = {
     "float32": "weights and arithmetic in float32",
     "float16": "weights stored in float16; a GPU or ARM runtime may compute in float16",
@@ -17,36 +22,90 @@ FORMATS = {
 }
 
 
-def convert(model: keras.Model, format: str = "float32") -> bytes:
+def format_of(model: keras.Model, format: str | None = None) -> str:
+    """The format that a model is written in: `format`, else its policy's name, else "float32".
+
+    Raises:
+        ValueError: an unknown format, or one that the model cannot be written in.
+    """
+    policy = quantization.policy_of(model)
+    if policy is not None:
+        if format not in (None, policy.name):
+            raise ValueError(f"{model.name} was quantized for {policy.name}; it cannot be written as {format}.")
+        return policy.name
+    if format in quantization.POLICIES and format not in FORMATS:
+        raise ValueError(
+            f"{format} needs a model that was quantized: `python -m tflite.quantize --method={format}` does so without "
+            f"training, `python -m tflite.qat --policy={format}` with it."
+        )
+    if format not in (None, *FORMATS):
+        raise ValueError(f"There is no format {format!r}. Choose one of {', '.join(FORMATS)}.")
+    return format or "float32"
+
+
+def convert(model: keras.Model, format: str | None = None) -> bytes:
     """Converts a functional Keras model, whatever its batch size and precision, to a batch-1 .tflite file.
 
     Args:
-        model: a functional model with one input, float [B, height, width, channels], and one output.
-        format: a key of `FORMATS`.
+        model: a functional model with one input, float [B, height, width, channels], and one output; float, or out of
+            `quantization.quantize_aware`.
+        format: see `format_of`.
 
     Returns:
-        The file's content; one signature, "serving_default", from "images" to "output_0".
+        The file's content; one signature, "serving_default", from "images" to "output_0". The policies with int8
+        activations have int8 input and output with scale and zero point.
 
     Raises:
-        ValueError: an unknown format, or a model that cannot be rebuilt.
+        ValueError: a format that the model cannot be written in, a model that cannot be rebuilt or is not calibrated.
         UserError: TensorFlow's converter refuses the model.
     """
-    if format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}. Choose one of {', '.join(FORMATS)}.")
+    format = format_of(model, format)
+    policy = quantization.policy_of(model)
+    copy = rebuild(model, batch_size=1)
+    if policy is None:
+        return _through_converter(copy, format, int8=False)
+    quantization.bake(copy)
+    content = _through_converter(copy, format, int8=policy.activations)
+    if not policy.activations:
+        return content
+    kept = ("LOGISTIC",) if policy.attention else ()  # rounded in training, too
+    return float_ops.to_float(content, tuple(name for name in float_ops.FLOAT_ONLY if name not in kept))
+
+
+def convert_calibrated(model: keras.Model, images: Iterable[np.ndarray]) -> bytes:
+    """TensorFlow's own full-integer quantization after training, for comparison.
+
+    Args:
+        model: a float model.
+        images: float32 [1, height, width, channels] each: the representative dataset.
+
+    Raises:
+        UserError: TensorFlow's converter refuses the model.
+    """
+    return _through_converter(rebuild(model, batch_size=1), "int8", int8=True, representative=images)
+
+
+def _through_converter(
+    model: keras.Model, format: str, int8: bool, representative: Iterable[np.ndarray] | None = None
+) -> bytes:
     import tensorflow as tf
 
-    copy = rebuild(model, batch_size=1)
-    signature = [keras.InputSpec(shape=copy.inputs[0].shape, dtype="float32", name="images")]
+    signature = [keras.InputSpec(shape=model.inputs[0].shape, dtype="float32", name="images")]
     # The converter's remarks stay off standard output.
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
         saved_model = str(Path(directory) / "saved_model")
         # Without the signature, Keras' export sets the batch size back to None.
-        copy.export(saved_model, format="tf_saved_model", input_signature=signature, verbose=False)
+        model.export(saved_model, format="tf_saved_model", input_signature=signature, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved_model)
         if format != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if format == "float16":
             converter.target_spec.supported_types = [tf.float16]
+        if int8:
+            converter.inference_input_type = converter.inference_output_type = tf.int8
+        if representative is not None:
+            converter.representative_dataset = lambda: ([image] for image in representative)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         try:
             return bytes(converter.convert())
         except Exception as error:  # ConverterError is not public; the text begins with the operators concerned

@@ -54,7 +54,7 @@ class Export:
 def export(
     model: keras.Model,
     output: str | Path,
-    format: str,
+    format: str | None,
     images: np.ndarray,
     labels: np.ndarray | None = None,
     runs: int = 30,
@@ -64,7 +64,7 @@ def export(
     Args:
         model: a functional model with one image input and logits [B, classes].
         output: the .tflite file to write.
-        format: a key of `convert.FORMATS`.
+        format: see `convert.format_of`.
         images: float32 [N, height, width, 3], normalised: the images that file and model are compared on.
         labels: int [N], or None.
         runs: timed inferences for the latency in the description.
@@ -74,6 +74,7 @@ def export(
         ValueError: an unknown format, or a model that cannot be converted.
     """
     output = Path(output)
+    format = convert.format_of(model, format)
     content = convert.convert(model, format)
     with files.atomic_path(output) as temporary:
         temporary.write_bytes(content)
@@ -180,7 +181,12 @@ def main(_: Sequence[str]) -> None:
 def define_flags() -> None:
     """The command line's flags."""
     flags.DEFINE_string("checkpoint", None, "Output directory of a training run, or a .keras file.")
-    flags.DEFINE_enum("format", "float32", list(convert.FORMATS), "Precision of the file.")
+    flags.DEFINE_enum(
+        "format",
+        None,
+        [*convert.FORMATS, "int8", "int8_full"],
+        "Precision of the file; without it float32, or that of a quantized model.",
+    )
     flags.DEFINE_string(
         "output", None, "The .tflite file to write; a .json beside it says what was checked.", required=True
     )

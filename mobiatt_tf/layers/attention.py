@@ -62,9 +62,6 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
             "value": value_shape or key_shape or query_shape,
         }
         self._check_shapes(shapes)
-        # Which argument of a call the key and the value are projected from.
-        key_source = "query" if key_shape is None else "key"
-        self._sources = key_source, key_source if value_shape is None else "value"
         model_dim = self.model_dim or query_shape[-1]
         output_dim = self.output_dim or model_dim
         _check_heads(self.num_heads, model_dim)
@@ -118,9 +115,9 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
     def mixing_macs(self) -> int:
         """Multiply-adds of the matrix products in `mix_tokens` for one example; the layer must be built."""
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
-        return {"query": "query", "key": self._sources[0], "value": self._sources[1], "out": "mixed"}
+        return dict.fromkeys(("query", "key", "value", "out"))
 
     def compute_output_shape(self, query_shape: Any, key_shape: Any = None, value_shape: Any = None) -> Any:
         return (*query_shape[:-1], self.output_dim or self.model_dim or query_shape[-1])

@@ -107,11 +107,11 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
         """How many tokens attend; the layer must be built."""
         return self.grid[0] * self.grid[1]
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
-        tokens = "stride_conv" if self.strides > 1 else "input"
-        first = {"stride_conv": "input"} if self.strides > 1 else {}
-        return {**first, "query": tokens, "key": tokens, "value": tokens, "value_local": "value", "out": "hidden"}
+        read = "stride_conv" if self.strides > 1 else None
+        first: dict[str, str | None] = {"stride_conv": None} if self.strides > 1 else {}
+        return {**first, "query": read, "key": read, "value": read, "value_local": "value", "out": None}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
@@ -295,15 +295,15 @@ class DownsamplingConvAttention(keras.layers.Layer):
         """The weight that depends on the image size."""
         return GridTable(self.attention_bias, self.grid)
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
         return {
-            "query_local": "input",
+            "query_local": None,
             "query": "query_local",
-            "key": "input",
-            "value": "input",
+            "key": None,
+            "value": None,
             "value_local": "value",
-            "out": "hidden",
+            "out": None,
         }
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -48,9 +48,9 @@ class PatchEmbedding(keras.layers.Layer):
         patches = self.projection(inputs)  # [B, height / p, width / p, D]
         return keras.ops.reshape(patches, (-1, height * width, self.embed_dim))  # [B, N, D]
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
-        return {"projection": "input"}
+        return {"projection": None}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         height, width = self._grid(input_shape)
@@ -122,9 +122,9 @@ class OverlapPatchEmbedding(keras.layers.Layer):
         x = self.projection(pad_as_torch(inputs, self.patch_size, self.strides))  # [B, ceil(H / s), ceil(W / s), D]
         return self.norm(x)
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
-        return {"projection": "input"}
+        return {"projection": None}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*strided_shape(input_shape, self.strides), self.embed_dim)

@@ -38,9 +38,9 @@ class MLP(keras.layers.Layer):
         hidden = self.dropout1(ops.gelu(self.fc1(inputs)), training=training)  # [..., hidden_dim]
         return self.dropout2(self.fc2(hidden), training=training)  # [..., D]
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
-        return {"fc1": "input", "fc2": "hidden"}
+        return {"fc1": None, "fc2": None}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
@@ -106,9 +106,9 @@ class DepthwiseMLP(keras.layers.Layer):
         hidden = self.dropout1(ops.gelu(self.dwconv(hidden)), training=training)
         return self.dropout2(self.fc2(hidden), training=training)  # [B, H, W, C]
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
-        return {"fc1": "input", "dwconv": "relu" if self.relu else "fc1", "fc2": "hidden"}
+        return {"fc1": None, "dwconv": None if self.relu else "fc1", "fc2": None}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

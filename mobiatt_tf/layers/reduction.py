@@ -72,9 +72,9 @@ class SpatialReduction(keras.layers.Layer):
             return ops.gelu(self.norm(self.reduction(pooled)))
         return self.norm(self.reduction(inputs))  # [B, H / ratio, W / ratio, C]
 
-    def quantized_inputs(self) -> dict[str, str]:
+    def quantized_children(self) -> dict[str, str | None]:
         """See `mobiatt_tf.quantization.QuantizedChildren`."""
-        return {"reduction": "pooled" if self.pool_size else "input"}
+        return {"reduction": None}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         if self.pool_size:

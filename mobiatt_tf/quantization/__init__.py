@@ -18,6 +18,7 @@ from mobiatt_tf.quantization.aware import (
 )
 from mobiatt_tf.quantization.calibration import calibrate
 from mobiatt_tf.quantization.composites import QuantizedChildren
+from mobiatt_tf.quantization.layer_errors import layer_errors
 from mobiatt_tf.quantization.policies import POLICIES, Policy, get_policy
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "check_calibrated",
     "get_policy",
     "is_quantized",
+    "layer_errors",
     "policy_of",
     "quantize_aware",
     "quantized_layers",

@@ -34,7 +34,6 @@ FLOAT_LAYERS: tuple[type, ...] = (
     keras.layers.Reshape,
     keras.layers.UpSampling2D,
     keras.layers.ZeroPadding2D,
-    layers.ClassToken,
     layers.DropPath,
     layers.LayerScale,
     layers.PositionEmbedding,
@@ -43,7 +42,7 @@ FLOAT_LAYERS: tuple[type, ...] = (
 
 
 def quantize_aware(
-    model: keras.Model, policy: str | Policy = "int8", own_layers: Mapping[type, type] | None = None
+    model: keras.Model, policy: str | Policy = "int8", own_layers: Mapping[type, Any] | None = None
 ) -> keras.Model:
     """A copy of a functional model that computes with the rounding of a policy, ready for `calibrate` and training.
 

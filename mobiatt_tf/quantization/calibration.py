@@ -63,5 +63,5 @@ def _check_images(images: np.ndarray, first: int) -> None:
         raise ValueError(f"The calibration images {first} to {first + len(images) - 1} hold NaN or infinity.")
     if images.min() == images.max():
         raise ValueError(
-            f"The calibration images {first} to {first + len(images) - 1} are all of one colour: ranges need real images."
+            f"The calibration images {first} to {first + len(images) - 1} are of one colour: ranges need real images."
         )

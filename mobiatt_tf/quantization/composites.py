@@ -8,7 +8,6 @@ from mobiatt_tf import layers
 from mobiatt_tf.layers.conv import pad_as_torch
 from mobiatt_tf.ops import Tensor
 from mobiatt_tf.quantization.attention import Int8Mixing
-from mobiatt_tf.quantization.fake_quant import FakeQuantize
 from mobiatt_tf.quantization.policies import Policy, get_policy
 from mobiatt_tf.quantization.projections import (
     QuantizedConv2D,
@@ -24,17 +23,16 @@ class QuantizedChildren(keras.layers.Layer):
     It stands before that layer in the bases of a new class. The layer declares what its projections read:
 
         class Gate(keras.layers.Layer):
-            def quantized_inputs(self) -> dict[str, str]:
-                return {"gate": "input", "value": "input", "out": "gated"}
+            def quantized_children(self) -> dict[str, str | None]:
+                return {"gate": None, "value": None, "out": None}
 
         @keras.saving.register_keras_serializable(package="mine")
         class QuantizedGate(QuantizedChildren, Gate): ...
 
         quantize_aware(model, "int8", own_layers={Gate: QuantizedGate})
 
-    Each key is a child. Its value is the name of the tensor it reads: children that read the same name share one range.
-    The name of another child means the output of that one, which is quantized already. Everything else in `call` stays
-    in float.
+    Each key is a child. Its value is None, or the name of the child whose output it reads unchanged: that is rounded
+    already. Everything else in `call` stays in float.
 
     Args:
         policy: see `Policy`.
@@ -49,20 +47,18 @@ class QuantizedChildren(keras.layers.Layer):
         self.quantize_children()
 
     def quantize_children(self) -> None:
-        """Replaces the children that `quantized_inputs()` names by quantized ones; `build` calls it.
+        """Replaces the children that `quantized_children()` names by quantized ones; `build` calls it.
+
+        Children that read the same tensor have a range each. The ranges see the same values and stay equal, and the
+        converter merges them; it leaves the projections in float where one fake quantization feeds three.
 
         Raises:
             ValueError: a child that cannot be quantized.
         """
-        reads = self.quantized_inputs()
-        shared: dict[str, FakeQuantize] = {}
-        for name, source in reads.items():
-            if self.policy.activations and source not in reads and source not in shared:
-                shared[source] = FakeQuantize(name=f"{source}_quantizer")
+        for name, read in self.quantized_children().items():
             child = getattr(self, name)
-            config = {**child.get_config(), "policy": self.policy.name, "own_input": False}
+            config = {**child.get_config(), "policy": self.policy.name, "rounds_input": read is None}
             replacement = quantized_class(child).from_config(config)
-            replacement.input_quantizer = shared.get(source)
             forget_child(self, name)
             setattr(self, name, replacement)
             replacement.build_from_config(child.get_build_config())
@@ -83,23 +79,20 @@ class QuantizedConvBN(layers.ConvBN):
     """`ConvBN` with the batch norm folded into the convolution, as the exported graph has it; then quantized.
 
     Args:
-        policy, own_input: see `QuantizedProjection`.
+        policy, rounds_input: see `QuantizedProjection`.
     """
 
-    def __init__(self, *args: Any, policy: str | Policy = "int8", own_input: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, policy: str | Policy = "int8", rounds_input: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.policy = get_policy(policy)
-        self.own_input = own_input
-        self.input_quantizer: FakeQuantize | None = None  # where the layer that contains this one shares it
+        self.rounds_input = rounds_input
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         plain = self.conv
         conv = quantized_class(plain).from_config(
-            {**plain.get_config(), "policy": self.policy.name, "own_input": self.own_input}
+            {**plain.get_config(), "policy": self.policy.name, "rounds_input": self.rounds_input}
         )
-        if not self.own_input:
-            conv.input_quantizer = self.input_quantizer
         forget_child(self, "bn")
         forget_child(self, "conv")
         self.conv = conv
@@ -109,7 +102,30 @@ class QuantizedConvBN(layers.ConvBN):
         return self.conv(pad_as_torch(inputs, self.kernel_size, self.strides), training=training)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "policy": self.policy.name, "own_input": self.own_input}
+        return {**super().get_config(), "policy": self.policy.name, "rounds_input": self.rounds_input}
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class QuantizedClassToken(layers.ClassToken):
+    """`ClassToken` as a sum of two padded tensors, the same numbers.
+
+    TFLite's converter makes a concatenation with an int8 tensor int8 as a whole, in the range of that tensor: behind
+    the patch embedding the learned token would be rounded in steps that are not its own.
+
+    Args:
+        policy: see `Policy`.
+    """
+
+    def __init__(self, *args: Any, policy: str | Policy = "int8", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.policy = get_policy(policy)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        tokens = keras.ops.pad(keras.ops.cast(self.tokens, inputs.dtype), ((0, 0), (0, inputs.shape[1]), (0, 0)))
+        return keras.ops.pad(inputs, ((0, 0), (self.count, 0), (0, 0))) + tokens  # [B, count + N, D]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "policy": self.policy.name}
 
 
 class _QuantizedAttention(QuantizedChildren):
@@ -197,6 +213,7 @@ QUANTIZED_CLASSES: dict[type, Any] = {
     keras.layers.DepthwiseConv2D: QuantizedDepthwiseConv2D,
     layers.StridedDepthwiseResidual: QuantizedStridedDepthwiseResidual,
     layers.ConvBN: QuantizedConvBN,
+    layers.ClassToken: QuantizedClassToken,
     layers.PatchEmbedding: QuantizedPatchEmbedding,
     layers.OverlapPatchEmbedding: QuantizedOverlapPatchEmbedding,
     layers.SpatialReduction: QuantizedSpatialReduction,
@@ -220,8 +237,8 @@ def quantized_class(layer: Any) -> Any:
     if type(layer) not in QUANTIZED_CLASSES:
         raise ValueError(
             f"The layer {layer.path!r} of type {type(layer).__name__} cannot be quantized. Quantizable are "
-            f"{', '.join(known.__name__ for known in QUANTIZED_CLASSES)}; see mobiatt_tf.quantization.QuantizedChildren "
-            "for layers of your own."
+            f"{', '.join(known.__name__ for known in QUANTIZED_CLASSES)}; for layers of your own see "
+            "mobiatt_tf.quantization.QuantizedChildren."
         )
     unsupported = {
         "data_format": "channels_last",

@@ -101,7 +101,7 @@ class _Keras2Owner:
         self._layer = layer
 
     def add_weight(self, name: str, initializer: Any = None, trainable: bool = False, shape: Any = None) -> Any:
-        # Their initializer, plus and minus 6, was .42 of relative error on this network after 126 steps; see `calibrate`.
+        # Not their own start, plus and minus 6: .42 of relative error on this network after 126 steps.
         return self._layer.add_weight(name=name, shape=shape or (), initializer="zeros", trainable=trainable)
 
 

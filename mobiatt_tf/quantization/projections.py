@@ -19,25 +19,24 @@ class QuantizedProjection(keras.layers.Layer):
 
     Args:
         policy: see `Policy`.
-        own_input: has an input quantizer of its own. A layer that contains this one may set `input_quantizer` to one
-            that several children share, or leave it None where the input is quantized already.
+        rounds_input: False where the input is the rounded output of another projection.
     """
 
     channel_axis = -1  # of the kernel's output channels
 
-    def __init__(self, *args: Any, policy: str | Policy = "int8", own_input: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, policy: str | Policy = "int8", rounds_input: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.policy = get_policy(policy)
-        self.own_input = own_input
+        self.rounds_input = rounds_input
         quantizes = self.policy.activations
-        self.input_quantizer = FakeQuantize(name="input_quantizer") if quantizes and own_input else None
+        self.input_quantizer = FakeQuantize(name="input_quantizer") if quantizes and rounds_input else None
         self.output_quantizer = FakeQuantize(name="output_quantizer") if quantizes else None
         self.baked = False
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         for quantizer in (self.input_quantizer, self.output_quantizer):
-            if quantizer is not None and not quantizer.built:
+            if quantizer is not None:
                 quantizer.build(input_shape)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
@@ -76,7 +75,7 @@ class QuantizedProjection(keras.layers.Layer):
         self.baked = True
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "policy": self.policy.name, "own_input": self.own_input}
+        return {**super().get_config(), "policy": self.policy.name, "rounds_input": self.rounds_input}
 
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")

@@ -96,6 +96,19 @@ RECIPES: dict[str, Recipe] = {
         ema_decay=0.99,
         augmentation="none",
     ),
+    # Fine-tuning with quantization in the loop (tflite.qat), from a trained model: small steps, since the ranges and
+    # weights are good already, and an average that evens out weights which jump between two int8 steps.
+    "qat": Recipe(
+        epochs=1,
+        batch_size=128,
+        learning_rate=1e-4,
+        warmup_epochs=0.05,
+        minimum_learning_rate=1e-6,
+        weight_decay=0.0,
+        label_smoothing=0.05,
+        ema_decay=0.99,
+        augmentation="none",
+    ),
 }
 
 

@@ -1,0 +1,318 @@
+"""Quantizes a trained model without training it further, by several methods, and compares the files on a test set.
+
+Example:
+    python -m tflite.quantize --checkpoint=runs/quickstart/train --method=int8,dynamic --output_dir=runs/quantized
+
+Every file is run against the float model on the whole test set before it is kept; one that loses more than
+--max_top1_loss points is refused. What calibration alone loses, training wins back: see tflite.qat.
+"""
+
+import dataclasses
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+from mobiatt_tf import cli, data, files, quantization
+from mobiatt_tf.errors import UserError, first_line
+from mobiatt_tf.models import load_trained
+from mobiatt_tf.training.evaluate import class_count
+from tflite import comparison, convert, export, inspect
+from tflite.comparison import FAKE_QUANT, FLOAT, Row
+from tflite.verify import FileRunner
+
+METHODS = {
+    "dynamic": "TensorFlow's dynamic range: weights in int8",
+    "float16": "TensorFlow's float16 weights",
+    "int8": quantization.POLICIES["int8"].description,
+    "int8_full": quantization.POLICIES["int8_full"].description + "; slower and less exact than int8 on CPUs",
+    "tf_int8": "TensorFlow's full-integer quantization, which this operator does not bear; for comparison",
+    "litert_dynamic": "litert-quantizer's dynamic recipe, as a peer; needs litert-quantizer",
+    "litert_int8": "litert-quantizer's static int8 recipe, as a peer; needs litert-quantizer",
+}
+
+_LAYER_ERROR_IMAGES = 32
+
+
+def load_float(checkpoint: str, dataset: data.Dataset) -> keras.Model:
+    """The float model of a run, checked against the dataset.
+
+    Raises:
+        UserError: it cannot be read, is quantized already, or knows another number of classes.
+    """
+    model = load_trained(checkpoint)
+    if quantization.is_quantized(model):
+        raise UserError(f"{checkpoint} is quantized already. Give the float model it came from.")
+    if class_count(model) != len(dataset.class_names):
+        raise UserError(
+            f"The model at {checkpoint} has {class_count(model)} classes, the dataset {dataset.name} has "
+            f"{len(dataset.class_names)}: it is the checkpoint of another model, or another dataset."
+        )
+    return model
+
+
+def dataset_of(checkpoint: str, name: str | None, cache_dir: str | None) -> data.Dataset:
+    """The dataset called `name`, else that of the training run which `checkpoint` belongs to.
+
+    Raises:
+        UserError: neither is known, or it cannot be had.
+    """
+    if name is None:
+        path = files.user_path(checkpoint)
+        run_file = (path if path.is_dir() else path.parent) / "run.json"
+        if not run_file.is_file():
+            raise UserError(f"Give --dataset: {checkpoint} does not say what it was trained on.")
+        name = str(files.read_json(run_file)["dataset"]["name"])
+    try:
+        return data.load(name, cache_dir)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def calibration_batches(dataset: data.Dataset, image_size: tuple[int, int], count: int) -> Any:
+    """The first `count` training images, prepared as test images, in batches of 32."""
+    return data.test_batches(dataset.train.take(count), image_size=image_size, batch_size=32)
+
+
+def calibrated(model: keras.Model, policy: str, dataset: data.Dataset, count: int) -> keras.Model:
+    """The fake-quantized copy of a float model, calibrated on training images.
+
+    Raises:
+        UserError: a layer that cannot be quantized, or images that cannot be calibrated on.
+    """
+    try:
+        copy = quantization.quantize_aware(model, policy)
+        quantization.calibrate(copy, calibration_batches(dataset, model.input_shape[1:3], count))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return copy
+
+
+def quantize(
+    model: keras.Model,
+    dataset: data.Dataset,
+    methods: Sequence[str],
+    output: Path,
+    calibration_images: int = 512,
+    max_top1_loss: float = 0.01,
+    runs: int = 50,
+) -> dict[str, Any]:
+    """Writes METHOD.tflite for each method that passes, float32.tflite, report.json and report.png into `output`.
+
+    Args:
+        model: float functional model of images [B, height, width, 3] to logits [B, classes].
+        dataset: training images to calibrate on, test images to compare on.
+        methods: keys of `METHODS`.
+        output: directory.
+        calibration_images: how many training images.
+        max_top1_loss: what a file may lose on the test set, as a share in [0, 1].
+        runs: timed inferences of each file.
+
+    Returns:
+        What report.json says.
+
+    Raises:
+        UserError: a file cannot be made or does not run, or the dataset does not fit.
+    """
+    makers: dict[str, Callable[[], bytes]] = {}
+    fake_quant: dict[str, keras.Model] = {}
+    for method in methods:
+        if method in ("int8", "int8_full"):
+            fake_quant[method] = calibrated(model, method, dataset, calibration_images)
+            makers[method] = functools.partial(convert.convert, fake_quant[method])
+        elif method in ("dynamic", "float16"):
+            makers[method] = functools.partial(convert.convert, model, method)
+        else:
+            makers[method] = functools.partial(_PEERS[method], model, dataset, calibration_images)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".candidates.") as directory:
+        paths = {"float32.tflite": Path(directory) / "float32.tflite"}
+        paths["float32.tflite"].write_bytes(convert.convert(model, "float32"))
+        for method, make in makers.items():
+            try:
+                content = make()
+            except ImportError as error:
+                print(
+                    f"{method} is left out: {first_line(error)}. See METHODS in tflite/quantize.py for what it needs."
+                )
+                continue
+            paths[f"{method}.tflite"] = Path(directory) / f"{method}.tflite"
+            paths[f"{method}.tflite"].write_bytes(content)
+        twin = next(iter(fake_quant.values()), None)
+        return compare_and_keep(model, twin, dataset, paths, output, max_top1_loss, runs)
+
+
+def compare_and_keep(
+    model: keras.Model,
+    twin: keras.Model | None,
+    dataset: data.Dataset,
+    paths: dict[str, Path],
+    output: Path,
+    max_top1_loss: float,
+    runs: int,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Compares candidate files on the whole test set, moves the good ones to `output` and writes the report.
+
+    Args:
+        model: the float model.
+        twin: the fake-quantized model of the int8 file, if there is one.
+        dataset: its test split is compared on.
+        paths: candidate files by the name they get; "float32.tflite" first.
+        output: directory.
+        max_top1_loss: as a share in [0, 1].
+        runs: timed inferences of each file.
+        extra: more values for the report.
+
+    Raises:
+        UserError: a file does not run here, or needs operators that LiteRT does not have.
+    """
+    for path in paths.values():
+        export.check_description(inspect.describe(path))
+    runners: dict[str, comparison.Logits] = {FLOAT: comparison.keras_runner(model)}
+    if twin is not None:
+        runners[FAKE_QUANT] = comparison.keras_runner(twin)
+    runners.update({name: FileRunner(path) for name, path in paths.items()})
+    image_size = model.input_shape[1:3]
+    logits, labels, failures = comparison.all_logits(runners, dataset.test, image_size)
+    paths = {name: path for name, path in paths.items() if name not in failures}
+    rows, measured = comparison.make_rows(logits, labels, paths, runs)
+    errors = {}
+    if twin is not None:
+        images = next(iter(calibration_batches(dataset, image_size, _LAYER_ERROR_IMAGES)))[0]
+        errors = quantization.layer_errors(model, twin, np.asarray(images))
+    rows = [judge(row, rows[0].top1, max_top1_loss, errors, twin) for row in rows]
+    for name in (*paths, *failures):
+        (output / name).unlink(missing_ok=True)  # no file of an earlier run beside the report of this one
+    for row in rows:
+        if row.file is not None and row.refused is None:
+            os.replace(paths[row.name], output / row.file)
+    report = comparison.to_json(
+        rows,
+        errors,
+        measured,
+        {
+            "dataset": dataset.name,
+            "test_images": len(dataset.test),
+            "model": model.name,
+            "input_shape": list(model.input_shape[1:]),
+            "max_top1_loss": max_top1_loss,
+            "failures": failures,
+            **(extra or {}),
+        },
+    )
+    comparison.write_report(output, report)
+    return report
+
+
+def judge(row: Row, float_top1: float, max_loss: float, errors: dict[str, float], twin: keras.Model | None) -> Row:
+    """The row, with the reason to refuse its file if there is one."""
+    policy = quantization.policy_of(twin) if twin is not None else None
+    if row.file is None:
+        return row
+    is_twin = policy is not None and row.name == f"{policy.name}.tflite"
+    worst = next(iter(errors.items()), None) if is_twin else None
+    reason = comparison.check_loss(row, float_top1, max_loss, worst)
+    if reason is None and is_twin and (row.agreement_with_fake_quant or 0.0) < comparison.MIN_AGREEMENT:
+        reason = (
+            f"{row.name} gives the class of the fake-quantized model on {row.agreement_with_fake_quant:.2%} of the "
+            f"images only, less than {comparison.MIN_AGREEMENT:.0%}: the converter changed it."
+        )
+    return dataclasses.replace(row, refused=reason)
+
+
+def _tensorflow_int8(model: keras.Model, dataset: data.Dataset, count: int) -> bytes:
+    return convert.convert_calibrated(model, _single_images(model, dataset, count))
+
+
+def _litert(recipe_name: str, model: keras.Model, dataset: data.Dataset, count: int) -> bytes:
+    from litert_quantizer import quantizer, recipe
+
+    quantize = quantizer.Quantizer(convert.convert(model, "float32"), getattr(recipe, recipe_name)())
+    ranges = None
+    if quantize.need_calibration:
+        samples = [{"images": image} for image in _single_images(model, dataset, count)]
+        ranges = quantize.calibrate({"serving_default": samples}, num_threads=1)
+    return bytes(quantize.quantize(ranges, enable_progress_report=False).quantized_model)
+
+
+_PEERS: dict[str, Callable[[keras.Model, data.Dataset, int], bytes]] = {
+    "tf_int8": _tensorflow_int8,
+    "litert_dynamic": functools.partial(_litert, "dynamic_wi8_afp32"),
+    "litert_int8": functools.partial(_litert, "static_wi8_ai8"),
+}
+
+
+def _single_images(model: keras.Model, dataset: data.Dataset, count: int) -> list[np.ndarray]:
+    """`count` calibration images, float32 [1, height, width, 3] each."""
+    batches = calibration_batches(dataset, model.input_shape[1:3], count)
+    return [image[None] for images, _ in batches.as_numpy_iterator() for image in images]
+
+
+def summary(report: dict[str, Any], output: Path) -> str:
+    """What the command prints at its end."""
+    rows = [Row(**row) for row in report["rows"]]
+    lines = [f"{report['test_images']:,} test images of {report['dataset']}", comparison.format_table(rows)]
+    worst = list(report["layer_errors"].items())[:3]
+    if worst:
+        lines.append("Largest layer errors: " + ", ".join(f"{name} {error:.4f}" for name, error in worst))
+    kept = [row.file for row in rows if row.file and not row.refused]
+    lines.append(f"Wrote {', '.join(kept)}, report.json and report.png to {output}.")
+    return "\n".join(lines)
+
+
+def finish(report: dict[str, Any], output: Path) -> None:
+    """Prints the summary.
+
+    Raises:
+        UserError: a file was refused; says why.
+    """
+    print(summary(report, output))
+    problems = [row["refused"] for row in report["rows"] if row["refused"]]
+    problems += [f"{name} does not run: {message}." for name, message in report["failures"].items()]
+    if problems:
+        raise UserError(" ".join(problems))
+
+
+def main(_: Sequence[str]) -> None:
+    """Quantizes as the flags say."""
+    values = flags.FLAGS
+    unknown = [method for method in values.method if method not in METHODS]
+    if unknown or not values.method:
+        raise UserError(f"--method={','.join(values.method)}: choose from {', '.join(METHODS)}.")
+    dataset = limited(dataset_of(values.checkpoint, values.dataset, values.cache_dir), values.limit_test)
+    model = load_float(values.checkpoint, dataset)
+    output = files.user_path(values.output_dir)
+    report = quantize(
+        model, dataset, values.method, output, values.calibration_images, values.max_top1_loss / 100, values.runs
+    )
+    finish(report, output)
+
+
+def limited(dataset: data.Dataset, test_images: int | None) -> data.Dataset:
+    """The dataset with the first `test_images` of its test split; None takes all."""
+    return dataclasses.replace(dataset, test=dataset.test.take(test_images)) if test_images else dataset
+
+
+def define_flags() -> None:
+    """The flags that tflite.qat has too."""
+    flags.DEFINE_string("checkpoint", None, "The float model: directory of a run, or a .keras file.", required=True)
+    flags.DEFINE_string("output_dir", None, "Gets the files and the report.", required=True)
+    flags.DEFINE_string("dataset", None, "Calibration and test images; without it those of the run.")
+    flags.DEFINE_string("cache_dir", None, "Where downloads of --dataset are kept.")
+    flags.DEFINE_integer("calibration_images", 512, "Training images that set the start ranges.", lower_bound=1)
+    flags.DEFINE_integer("limit_test", None, "Compare on so many test images only.", lower_bound=1)
+    flags.DEFINE_float("max_top1_loss", 1.0, "Points of top-1 that a file may lose.", lower_bound=0.0)
+    flags.DEFINE_integer("runs", 50, "Timed inferences of each file.", lower_bound=1)
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.DEFINE_list("method", ["int8"], "; ".join(f"{name}: {text}" for name, text in METHODS.items()))
+    cli.run(main)
