@@ -171,13 +171,13 @@ def check_loss(row: Row, float_top1: float, max_loss: float, worst_layer: tuple[
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as text."""
     head = ("", "top-1", "as float", "as fake-q.", "size", "nodes", "partitions", "latency")
-    lines = ["{:<16}{:>9}{:>10}{:>12}{:>11}{:>7}{:>12}{:>9}".format(*head)]
+    lines = ["{:<22}{:>9}{:>10}{:>12}{:>11}{:>7}{:>12}{:>9}".format(*head)]
     for row in rows:
         fake = "" if row.agreement_with_fake_quant is None else f"{row.agreement_with_fake_quant:.2%}"
         size = "" if row.size_bytes is None else f"{row.size_bytes / 1e3:,.0f} kB"
         latency = "" if row.latency_ratio is None else f"x {row.latency_ratio:.2f}"
         lines.append(
-            f"{row.name:<16}{row.top1:>9.2%}{row.agreement:>10.2%}{fake:>12}{size:>11}{row.nodes or '':>7}"
+            f"{row.name:<22}{row.top1:>9.2%}{row.agreement:>10.2%}{fake:>12}{size:>11}{row.nodes or '':>7}"
             f"{row.partitions or '':>12}{latency:>9}{'  refused' if row.refused else ''}"
         )
     return "\n".join(lines)

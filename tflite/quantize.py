@@ -7,10 +7,13 @@ Every file is run against the float model on the whole test set before it is kep
 --max_top1_loss points is refused. What calibration alone loses, training wins back: see tflite.qat.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -234,12 +237,14 @@ def _tensorflow_int8(model: keras.Model, dataset: data.Dataset, count: int) -> b
 def _litert(recipe_name: str, model: keras.Model, dataset: data.Dataset, count: int) -> bytes:
     from litert_quantizer import quantizer, recipe
 
-    quantize = quantizer.Quantizer(convert.convert(model, "float32"), getattr(recipe, recipe_name)())
+    peer = quantizer.Quantizer(convert.convert(model, "float32"), getattr(recipe, recipe_name)())
     ranges = None
-    if quantize.need_calibration:
-        samples = [{"images": image} for image in _single_images(model, dataset, count)]
-        ranges = quantize.calibrate({"serving_default": samples}, num_threads=1)
-    return bytes(quantize.quantize(ranges, enable_progress_report=False).quantized_model)
+    # Its own progress bars and a remark on debugging options stay off the terminal.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        if peer.need_calibration:
+            samples = [{"images": image} for image in _single_images(model, dataset, count)]
+            ranges = peer.calibrate({"serving_default": samples}, num_threads=1)
+        return bytes(peer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
 
 
 _PEERS: dict[str, Callable[[keras.Model, data.Dataset, int], bytes]] = {
@@ -275,7 +280,7 @@ def finish(report: dict[str, Any], output: Path) -> None:
     """
     print(summary(report, output))
     problems = [row["refused"] for row in report["rows"] if row["refused"]]
-    problems += [f"{name} does not run: {message}." for name, message in report["failures"].items()]
+    problems += [f"{name} does not run: {message.rstrip('.')}." for name, message in report["failures"].items()]
     if problems:
         raise UserError(" ".join(problems))
 

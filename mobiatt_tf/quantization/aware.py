@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from mobiatt_tf import layers
-from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES, QuantizedConvBN, quantized_class
+from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES, QuantizedClassToken, QuantizedConvBN, quantized_class
 from mobiatt_tf.quantization.fake_quant import FakeQuantize
 from mobiatt_tf.quantization.policies import Policy, get_policy
 from mobiatt_tf.quantization.projections import QuantizedProjection
@@ -147,6 +147,19 @@ def bake(model: keras.Model) -> None:
     check_calibrated(model)
     for projection in projections(model):
         projection.bake()
+    for layer in model.layers:
+        if isinstance(layer, layers.PositionEmbedding):
+            _fold_class_token(layer)
+
+
+def _fold_class_token(position: layers.PositionEmbedding) -> None:
+    """Adds the class token in front of a position embedding to the latter: one table in the file instead of two."""
+    source = position.input._keras_history.operation
+    if isinstance(source, QuantizedClassToken):
+        embedding = keras.ops.convert_to_numpy(position.embedding).copy()  # [1, count + N, D]
+        embedding[:, : source.count] += keras.ops.convert_to_numpy(source.tokens)
+        position.embedding.assign(embedding)
+        source.folded = True
 
 
 def check_calibrated(model: keras.Model) -> None:

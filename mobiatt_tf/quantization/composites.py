@@ -119,8 +119,11 @@ class QuantizedClassToken(layers.ClassToken):
     def __init__(self, *args: Any, policy: str | Policy = "int8", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.policy = get_policy(policy)
+        self.folded = False  # into the position embedding behind it, see `bake`
 
     def call(self, inputs: Tensor) -> Tensor:
+        if self.folded:
+            return keras.ops.pad(inputs, ((0, 0), (self.count, 0), (0, 0)))  # [B, count + N, D]
         tokens = keras.ops.pad(keras.ops.cast(self.tokens, inputs.dtype), ((0, 0), (0, inputs.shape[1]), (0, 0)))
         return keras.ops.pad(inputs, ((0, 0), (self.count, 0), (0, 0))) + tokens  # [B, count + N, D]
 

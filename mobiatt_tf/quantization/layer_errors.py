@@ -21,7 +21,7 @@ def layer_errors(model: keras.Model, quantized: keras.Model, images: np.ndarray)
     errors: dict[str, float] = {}
     twins = [(model.get_layer(layer.name), layer) for layer in quantized_layers(quantized)]
     ends = keras.Model(model.inputs, [(twin.input, twin.output) for twin, _ in twins])
-    for (_, layer), (inputs, expected) in zip(twins, ends(images, training=False), strict=True):
+    for (_, layer), (inputs, expected) in zip(twins, ends([images], training=False), strict=True):
         actual = layer(*inputs, training=False) if isinstance(inputs, list | tuple) else layer(inputs, training=False)
         actual, expected = (keras.ops.convert_to_numpy(x).astype("float64") for x in (actual, expected))
         scale = max(float(np.sqrt(np.mean(np.square(expected)))), 1e-30)
