@@ -224,6 +224,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         cost.bar_label(cost.barh(places, values, height=0.35, label=label), fmt="%.2f")
     cost.set_yticks(range(len(measured)), [row["name"] for row in measured])
     cost.invert_yaxis()
+    cost.margins(x=0.12)
     cost.legend()
     cost.set(title=f"Relative to the float32 file\n{report['device']['cpu']}")
     layers = report["layer_errors"]

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from absl import flags
 
-from mobiatt_tf import cli, files
+from mobiatt_tf import cli, files, quantization
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.models import load_trained, rebuild
 from mobiatt_tf.verification import Comparison, checking_images, compare, keras_logits
@@ -124,6 +124,8 @@ def convert(model: keras.Model, batch_size: int | None = None) -> Any:
     import tensorflow as tf
 
     copy = rebuild(model, batch_size=batch_size)
+    if quantization.is_quantized(copy):
+        quantization.bake(copy)  # tf2onnx has no operator for kernels with a range for each channel
     specification = tf.TensorSpec((batch_size, *copy.inputs[0].shape[1:]), tf.float32, name=INPUT)
 
     @tf.function(input_signature=[specification])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,7 +112,8 @@ def moving_average_quantizer(symmetric: bool) -> Any:
     Raises:
         UserError: tensorflow-model-optimization is not installed.
     """
-    with _environment_restored():
+    # It asks distutils for TensorFlow's version, which warns.
+    with _environment_restored(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         try:
             from tensorflow_model_optimization.python.core.quantization.keras import quantizers
         except ImportError as error:
