@@ -157,17 +157,17 @@ def short_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def put_into(document: Path, text: str) -> None:
-    """Replaces what stands between the two comments that mark the table.
+def put_into(document: Path, text: str, name: str = "model table") -> None:
+    """Replaces what stands between the two comments that mark the table called `name`.
 
     Raises:
         UserError: the document has no such comments.
     """
     old = document.read_text()
-    pattern = r"(<!-- model table -->\n).*?(<!-- end of model table -->)"
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
     new, count = re.subn(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", old, flags=re.DOTALL)
     if count != 1:
-        raise UserError(f"{document} has no place for the table: <!-- model table --> and <!-- end of model table -->.")
+        raise UserError(f"{document} has no place for the table: <!-- {name} --> and <!-- end of {name} -->.")
     files.write_bytes(document, new.encode())
 
 

@@ -8,7 +8,6 @@ weights and measures their files in one interleaved run each. Everything that wa
 from there. `--render` only rewrites the tables in docs/quantization.md from docs/quantization.json.
 """
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks.model_table import put_into
 from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
 
@@ -182,24 +182,11 @@ def _percent(row: dict[str, Any] | None) -> str:
     return "" if row is None else f"{100 * row['top1']:.2f} %"
 
 
-def put_into(document: Path, name: str, text: str) -> None:
-    """Replaces what stands between the two comments that mark a table.
-
-    Raises:
-        UserError: the document has no such comments.
-    """
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
-    new, count = re.subn(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", document.read_text(), flags=re.DOTALL)
-    if count != 1:
-        raise UserError(f"{document} has no place for the table: <!-- {name} --> and <!-- end of {name} -->.")
-    files.write_bytes(document, new.encode())
-
-
 def render(results: dict[str, Any]) -> None:
     """Rewrites the tables of the documentation."""
     document = ROOT / "docs" / "quantization.md"
-    put_into(document, "accuracy table", accuracy_table(results))
-    put_into(document, "cost table", cost_table(results))
+    put_into(document, accuracy_table(results), "accuracy table")
+    put_into(document, cost_table(results), "cost table")
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import mobiatt_tf.interop.onnx as exporter
 from keras_models import FAMILIES
-from mobiatt_tf import data, verification
+from mobiatt_tf import data, quantization, verification
 from mobiatt_tf.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +110,20 @@ def test_what_onnx_does_not_have_is_one_error(tmp_path: Path) -> None:
         exporter.export(model, tmp_path / "model.onnx", digits((8, 8))[0])
     assert "Lgamma" in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["deit", "efficientformer_v2"])
+def test_a_model_for_quantization_aware_training_becomes_qdq(family: str, tmp_path: Path) -> None:
+    model = build(family)
+    images, labels = digits(model.input_shape[1:3])
+    quantized = quantization.quantize_aware(model)
+    quantization.calibrate(quantized, [images])
+    result = exporter.export(quantized, tmp_path / "model.onnx", images, labels)
+    assert result.comparison.max_relative_error < exporter.QUANTIZED_TOLERANCE
+    assert result.quantized
+    rounded = len(quantization.quantized_layers(quantized))
+    assert result.op_counts["QuantizeLinear"] == result.op_counts["DequantizeLinear"] >= 2 * rounded
 
 
 def call(*flags: str) -> subprocess.CompletedProcess[str]:
