@@ -33,7 +33,7 @@ class Row:
         file: its name, None for a Keras model.
         top1: share of right classes in [0, 1].
         agreement: share of images with the class that the float model gives.
-        agreement_with_fake_quant: the same with the fake-quantized Keras model; None without one.
+        agreement_with_fake_quant: of a file with the fake-quantized Keras model it was made from; None without one.
         error: relative root mean square difference of its logits from the float model's.
         size_bytes, nodes, partitions, undelegated_ops: of a file, see `inspect.Description`.
         latency_ratio: median over rounds, to the float32 file of the same run, 1 thread.
@@ -67,8 +67,11 @@ def all_logits(
     """Runs several models on a whole split.
 
     Returns:
-        The logits float32 [M, classes] by name, the labels int [M], and LiteRT's message for each file that it gave up
-        on (int8 DIV does so where a divisor rounds to 0); those have no logits.
+        The logits float32 [M, classes] by name, the labels int [M], and what is wrong with those that have no logits:
+        not finite, or LiteRT gave up (int8 DIV does so where a divisor rounds to 0).
+
+    Raises:
+        UserError: the float model's are not finite.
     """
     batches = data.test_batches(split, image_size=image_size, batch_size=_BATCH_SIZE)
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
@@ -85,31 +88,40 @@ def all_logits(
                 failures[name] = first_line(error)
         labels.append(batch_labels)
     logits = {name: np.concatenate(parts) for name, parts in outputs.items() if name not in failures}
+    for name in [name for name, values in logits.items() if not np.isfinite(values).all()]:
+        failures[name] = "its logits are not finite"
+        del logits[name]
+    if FLOAT in failures:
+        raise UserError(f"The float model cannot be compared with: {failures[FLOAT]}.")
     return logits, np.concatenate(labels), failures
 
 
 def make_rows(
-    logits: Mapping[str, np.ndarray], labels: np.ndarray, paths: Mapping[str, Path], runs: int
+    logits: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    paths: Mapping[str, Path],
+    twins: Mapping[str, str],
+    runs: int,
 ) -> tuple[list[Row], Measurements]:
     """A row for each entry of `logits`, and the measurement of the files in turns.
 
     Args:
-        logits: by name; FLOAT is the float model, FAKE_QUANT the fake-quantized one if there is one.
+        logits: by name; FLOAT is the float model.
         labels: int [M].
         paths: the files among them by name; the first is the float32 file, which latencies refer to.
+        twins: name of a file to that of the fake-quantized model it was made from.
         runs: timed inferences of each file.
 
     Raises:
-        UserError: logits that are no numbers, or a file that does not run.
+        UserError: a file that does not run.
     """
-    reference, fake = logits[FLOAT], logits.get(FAKE_QUANT)
+    reference = logits[FLOAT]
     measured = HostDevice().run(Plan(graphs=tuple(paths.values()), runs=runs, profile=False))
     if measured.interrupted:
         raise KeyboardInterrupt
     rows = []
     for name, values in logits.items():
-        if not np.isfinite(values).all():
-            raise UserError(f"The logits of {name} are not finite.")
+        fake = logits.get(twins.get(name, ""))
         row = Row(
             name=name,
             file=None,

@@ -15,6 +15,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from mobiatt_tf.errors import UserError
+
 # LOGISTIC, and the int8 kernels that XNNPACK (ai-edge-litert 2.3) does not take over, of those our graphs may hold.
 FLOAT_ONLY = (
     "LOGISTIC",
@@ -28,9 +30,20 @@ FLOAT_ONLY = (
     "AVERAGE_POOL_2D",
     "SQUARED_DIFFERENCE",
 )
+_WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")  # have an int32 bias
 _NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _FIXED_SCALE = ("LOGISTIC", "SOFTMAX")
-_MOVES = ("RESHAPE", "TRANSPOSE")  # hand the scale of their input on
+_MOVES = (
+    "RESHAPE",
+    "TRANSPOSE",
+    "CONCATENATION",
+    "SLICE",
+    "STRIDED_SLICE",
+    "PAD",
+    "SQUEEZE",
+    "EXPAND_DIMS",
+    "SPLIT",
+)  # hand the scale of their input on
 _TWIN = b"/float"  # ends the names of the tensors that are added here
 
 
@@ -42,6 +55,9 @@ def to_float(content: bytes, operators: tuple[str, ...] = FLOAT_ONLY) -> bytes:
     Args:
         content: a verified .tflite file with one subgraph.
         operators: names as in the schema's BuiltinOperator.
+
+    Raises:
+        UserError: a dense layer or convolution reads a tensor of fixed scale.
     """
     from tensorflow.lite.tools import flatbuffer_utils
 
@@ -53,7 +69,7 @@ def to_float(content: bytes, operators: tuple[str, ...] = FLOAT_ONLY) -> bytes:
         for operator in graph.operators:
             rewritten += _between_floats(model, graph, operator) if id(operator) in chosen else [operator]
         graph.operators = _without_detours(model, graph, rewritten, fixed)
-        changed = changed or bool(chosen)
+        changed = changed or bool(chosen) or bool(fixed)
     return _packed(model) if changed else content
 
 
@@ -120,6 +136,10 @@ def _is_int8(graph: Any, operator: Any) -> bool:
 
 def _between_floats(model: Any, graph: Any, operator: Any) -> list[Any]:
     """DEQUANTIZE for each int8 input, the operator on float tensors, QUANTIZE for each int8 output."""
+    if any(graph.tensors[index].type == schema.TensorType.INT32 for index in operator.inputs if index >= 0) and (
+        _name(model, operator) in _WEIGHTED
+    ):
+        raise UserError(f"{_name(model, operator)} behind a tensor of fixed scale cannot be taken back to float.")
     before, after = [], []
     inputs, outputs = list(operator.inputs), list(operator.outputs)
     for position, index in enumerate(inputs):
@@ -148,6 +168,8 @@ def _without_detours(model: Any, graph: Any, operators: list[Any], fixed: set[in
         if _name(model, operator) == "DEQUANTIZE" and operator.inputs[0] in floats:
             renamed[operator.outputs[0]] = floats[operator.inputs[0]]
             continue
+        if _name(model, operator) == "QUANTIZE" and operator.inputs[0] in floats:  # from int8 to another int8
+            operator.inputs = np.array([floats[operator.inputs[0]]], np.int32)
         operator.inputs = np.array([renamed.get(index, index) for index in operator.inputs], np.int32)
         kept.append(operator)
     graph.outputs = np.array([renamed.get(index, index) for index in graph.outputs], np.int32)

@@ -3,13 +3,12 @@
 Example:
     python -m tflite.qat --checkpoint=runs/quickstart/train --policy=int8 --output_dir=runs/qat
 
-Run again, it resumes where it was stopped. The .tflite file is kept only if it loses no more than --max_top1_loss
-points on the whole test set.
+Trains in float32. Run again, it resumes where it was stopped. The .tflite file is kept only if it loses no more than
+--max_top1_loss points on the whole test set.
 """
 
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from absl import flags
 
 from mobiatt_tf import cli, data, files, quantization, training
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.models import load_trained, rebuild
+from mobiatt_tf.models import load_trained
 from tflite import convert, quantize
 
 # Only policies that training can do something for; float16 loses nothing as it is.
@@ -105,19 +104,23 @@ def main(_: Sequence[str]) -> None:
         raise UserError(str(error)) from error
 
     twin = load_trained(output / "train")
-    with tempfile.TemporaryDirectory(dir=output, prefix=".candidates.") as directory:
-        paths = {name: Path(directory) / name for name in ("float32.tflite", f"{values.policy}.tflite")}
+    with quantize.candidates(output) as directory:
+        paths = {name: directory / name for name in ("float32.tflite", f"{values.policy}.tflite")}
         for path, source in zip(paths.values(), (model, twin), strict=True):
             path.write_bytes(convert.convert(source))
         report = quantize.compare_and_keep(
             model,
-            rebuild(twin, batch_size=None),  # in float32, as the file computes
+            {f"{values.policy}.tflite": twin},
             quantize.limited(dataset, values.limit_test),
             paths,
             output,
             values.max_top1_loss / 100,
             values.runs,
-            {"policy": values.policy, "recipe": dataclasses.asdict(recipe), "train_seconds": results["train_seconds"]},
+            extra={
+                "policy": values.policy,
+                "recipe": dataclasses.asdict(recipe),
+                "train_seconds": results["train_seconds"],
+            },
         )
     quantize.finish(report, output)
 
@@ -132,7 +135,6 @@ _RECIPE_FLAGS = {
     "ema_decay": flags.DEFINE_float,
     "clip_norm": flags.DEFINE_float,
     "augmentation": flags.DEFINE_string,
-    "precision": flags.DEFINE_string,
     "seed": flags.DEFINE_integer,
 }
 

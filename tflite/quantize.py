@@ -12,9 +12,10 @@ import dataclasses
 import functools
 import io
 import os
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from absl import flags
 
 from mobiatt_tf import cli, data, files, quantization
 from mobiatt_tf.errors import UserError, first_line
-from mobiatt_tf.models import load_trained
+from mobiatt_tf.models import load_trained, rebuild
+from mobiatt_tf.training.checkpoints import locked
 from mobiatt_tf.training.evaluate import class_count
 from tflite import comparison, convert, export, inspect
 from tflite.comparison import FAKE_QUANT, FLOAT, Row
@@ -44,7 +46,7 @@ _LAYER_ERROR_IMAGES = 32
 
 
 def load_float(checkpoint: str, dataset: data.Dataset) -> keras.Model:
-    """The float model of a run, checked against the dataset.
+    """The model of a run in float32, checked against the dataset.
 
     Raises:
         UserError: it cannot be read, is quantized already, or knows another number of classes.
@@ -57,7 +59,10 @@ def load_float(checkpoint: str, dataset: data.Dataset) -> keras.Model:
             f"The model at {checkpoint} has {class_count(model)} classes, the dataset {dataset.name} has "
             f"{len(dataset.class_names)}: it is the checkpoint of another model, or another dataset."
         )
-    return model
+    try:
+        return rebuild(model, batch_size=None)  # in float32, whatever it was trained in
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def dataset_of(checkpoint: str, name: str | None, cache_dir: str | None) -> data.Dataset:
@@ -121,7 +126,7 @@ def quantize(
         What report.json says.
 
     Raises:
-        UserError: a file cannot be made or does not run, or the dataset does not fit.
+        UserError: the float32 file cannot be made or does not run, or a layer cannot be quantized.
     """
     makers: dict[str, Callable[[], bytes]] = {}
     fake_quant: dict[str, keras.Model] = {}
@@ -133,9 +138,9 @@ def quantize(
             makers[method] = functools.partial(convert.convert, model, method)
         else:
             makers[method] = functools.partial(_PEERS[method], model, dataset, calibration_images)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".candidates.") as directory:
-        paths = {"float32.tflite": Path(directory) / "float32.tflite"}
+    failures: dict[str, str] = {}
+    with candidates(output) as directory:
+        paths = {"float32.tflite": directory / "float32.tflite"}
         paths["float32.tflite"].write_bytes(convert.convert(model, "float32"))
         for method, make in makers.items():
             try:
@@ -145,60 +150,85 @@ def quantize(
                     f"{method} is left out: {first_line(error)}. See METHODS in tflite/quantize.py for what it needs."
                 )
                 continue
-            paths[f"{method}.tflite"] = Path(directory) / f"{method}.tflite"
+            except Exception as error:  # a peer's converter raises what it likes
+                failures[f"{method}.tflite"] = first_line(error)
+                continue
+            paths[f"{method}.tflite"] = directory / f"{method}.tflite"
             paths[f"{method}.tflite"].write_bytes(content)
-        twin = next(iter(fake_quant.values()), None)
-        return compare_and_keep(model, twin, dataset, paths, output, max_top1_loss, runs)
+        twins = {f"{method}.tflite": twin for method, twin in fake_quant.items()}
+        return compare_and_keep(model, twins, dataset, paths, output, max_top1_loss, runs, failures)
+
+
+@contextlib.contextmanager
+def candidates(output: Path) -> Iterator[Path]:
+    """A directory inside `output` for files that have not been checked; removed at the end, and what a kill left there.
+
+    Raises:
+        UserError: another process works in `output`, or it cannot be written.
+    """
+    with locked(output):
+        for stale in output.glob(".candidates.*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=output, prefix=".candidates.") as directory:
+            yield Path(directory)
 
 
 def compare_and_keep(
     model: keras.Model,
-    twin: keras.Model | None,
+    twins: Mapping[str, keras.Model],
     dataset: data.Dataset,
     paths: dict[str, Path],
     output: Path,
     max_top1_loss: float,
     runs: int,
+    failures: Mapping[str, str] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compares candidate files on the whole test set, moves the good ones to `output` and writes the report.
 
     Args:
         model: the float model.
-        twin: the fake-quantized model of the int8 file, if there is one.
+        twins: name of a file to the fake-quantized model it was made from, for those that have one.
         dataset: its test split is compared on.
         paths: candidate files by the name they get; "float32.tflite" first.
         output: directory.
         max_top1_loss: as a share in [0, 1].
         runs: timed inferences of each file.
+        failures: name to message of files that could not be made.
         extra: more values for the report.
 
     Raises:
-        UserError: a file does not run here, or needs operators that LiteRT does not have.
+        UserError: the float model's logits are not finite, or the float32 file does not run here.
     """
-    for path in paths.values():
-        export.check_description(inspect.describe(path))
+    failures, paths = dict(failures or {}), dict(paths)
+    for name in list(paths):
+        try:
+            export.check_description(inspect.describe(paths[name]))
+        except UserError as error:
+            failures[name] = str(error)
+            del paths[name]
+    if "float32.tflite" in failures:
+        raise UserError(failures["float32.tflite"])
     runners: dict[str, comparison.Logits] = {FLOAT: comparison.keras_runner(model)}
-    if twin is not None:
-        runners[FAKE_QUANT] = comparison.keras_runner(twin)
+    twin_names = {file: FAKE_QUANT if index == 0 else f"{FAKE_QUANT} {file}" for index, file in enumerate(twins)}
+    runners.update({twin_names[file]: comparison.keras_runner(twin) for file, twin in twins.items()})
     runners.update({name: FileRunner(path) for name, path in paths.items()})
     image_size = model.input_shape[1:3]
-    logits, labels, failures = comparison.all_logits(runners, dataset.test, image_size)
+    logits, labels, broken = comparison.all_logits(runners, dataset.test, image_size)
+    failures.update(broken)
     paths = {name: path for name, path in paths.items() if name not in failures}
-    rows, measured = comparison.make_rows(logits, labels, paths, runs)
-    errors = {}
-    if twin is not None:
-        images = next(iter(calibration_batches(dataset, image_size, _LAYER_ERROR_IMAGES)))[0]
-        errors = quantization.layer_errors(model, twin, np.asarray(images))
-    rows = [judge(row, rows[0].top1, max_top1_loss, errors, twin) for row in rows]
-    for name in (*paths, *failures):
-        (output / name).unlink(missing_ok=True)  # no file of an earlier run beside the report of this one
+    rows, measured = comparison.make_rows(logits, labels, paths, twin_names, runs)
+    images = np.asarray(next(iter(calibration_batches(dataset, image_size, _LAYER_ERROR_IMAGES)))[0])
+    errors = {file: quantization.layer_errors(model, twin, images) for file, twin in twins.items()}
+    rows = [judge(row, rows[0].top1, max_top1_loss, errors.get(row.name)) for row in rows]
+    for method in ("float32", *METHODS):
+        (output / f"{method}.tflite").unlink(missing_ok=True)  # none of an earlier run beside the report of this one
     for row in rows:
         if row.file is not None and row.refused is None:
             os.replace(paths[row.name], output / row.file)
     report = comparison.to_json(
         rows,
-        errors,
+        next(iter(errors.values()), {}),
         measured,
         {
             "dataset": dataset.name,
@@ -214,18 +244,16 @@ def compare_and_keep(
     return report
 
 
-def judge(row: Row, float_top1: float, max_loss: float, errors: dict[str, float], twin: keras.Model | None) -> Row:
-    """The row, with the reason to refuse its file if there is one."""
-    policy = quantization.policy_of(twin) if twin is not None else None
+def judge(row: Row, float_top1: float, max_loss: float, errors: Mapping[str, float] | None) -> Row:
+    """The row, with the reason to refuse its file if there is one; `errors` are those of its twin's layers."""
     if row.file is None:
         return row
-    is_twin = policy is not None and row.name == f"{policy.name}.tflite"
-    worst = next(iter(errors.items()), None) if is_twin else None
-    reason = comparison.check_loss(row, float_top1, max_loss, worst)
-    if reason is None and is_twin and (row.agreement_with_fake_quant or 0.0) < comparison.MIN_AGREEMENT:
+    reason = comparison.check_loss(row, float_top1, max_loss, next(iter(errors.items()), None) if errors else None)
+    agreement = row.agreement_with_fake_quant
+    if reason is None and agreement is not None and agreement < comparison.MIN_AGREEMENT:
         reason = (
-            f"{row.name} gives the class of the fake-quantized model on {row.agreement_with_fake_quant:.2%} of the "
-            f"images only, less than {comparison.MIN_AGREEMENT:.0%}: the converter changed it."
+            f"{row.name} gives the class of the fake-quantized model on {agreement:.2%} of the images only, less than "
+            f"{comparison.MIN_AGREEMENT:.0%}: the converter changed it."
         )
     return dataclasses.replace(row, refused=reason)
 

@@ -13,7 +13,7 @@ from mobiatt_tf.quantization.policies import Policy, get_policy
 from mobiatt_tf.quantization.projections import QuantizedProjection
 
 # Layers that compute in float in the file as well, or do not compute at all.
-FLOAT_LAYERS: tuple[type, ...] = (
+FLOAT_LAYERS: tuple[Any, ...] = (
     keras.layers.InputLayer,
     keras.layers.Activation,
     keras.layers.Add,
@@ -69,7 +69,8 @@ def quantize_aware(
             return layer  # a bare operation such as x + y stays in float
         config = layer.get_config()
         if type(layer) in own:
-            return own[type(layer)].from_config({**config, "policy": policy.name})
+            replacement: Any = own[type(layer)]
+            return replacement.from_config(config if replacement is type(layer) else {**config, "policy": policy.name})
         if type(layer) in QUANTIZED_CLASSES:
             return quantized_class(layer).from_config({**config, "policy": policy.name})
         if not isinstance(layer, FLOAT_LAYERS):
@@ -78,13 +79,14 @@ def quantize_aware(
                 "quantized form in own_layers (see mobiatt_tf.quantization.QuantizedChildren), or the type itself as "
                 "its own form if it is to stay in float."
             )
-        if isinstance(layer, keras.layers.BatchNormalization):
-            config["trainable"] = False  # Keras then takes the moving statistics in training too
-        return type(layer).from_config(config)
+        return layer.__class__.from_config(config)
 
     source = model.inputs[0]
     images = keras.Input(batch_shape=source.shape, dtype=source.dtype, name=source.name)
     copy = keras.models.clone_model(model, input_tensors=images, clone_function=quantized)
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False  # Keras then takes the moving statistics in training too
     _carry_weights(model, copy)
     return copy
 
@@ -99,7 +101,10 @@ def _carry_weights(source: keras.Model, target: keras.Model) -> None:
         if id(weight) in ranges:
             continue
         if weight.path not in values:
-            raise ValueError(f"{source.name} has no weight {weight.path}, which its quantized copy needs.")
+            raise ValueError(
+                f"{source.name} has no weight {weight.path}, which its quantized copy needs. Give the children of "
+                "your own layers names, as in Dense(8, name='gate'): Keras numbers the others anew in each copy."
+            )
         weight.assign(values[weight.path])
 
 
@@ -154,11 +159,14 @@ def bake(model: keras.Model) -> None:
 
 def _fold_class_token(position: layers.PositionEmbedding) -> None:
     """Adds the class token in front of a position embedding to the latter: one table in the file instead of two."""
-    source = position.input._keras_history.operation
-    if isinstance(source, QuantizedClassToken):
+    nodes = position._inbound_nodes
+    source = nodes[0].input_tensors[0]._keras_history.operation
+    alone = len(nodes) == len(source._inbound_nodes) == len(source._outbound_nodes) == 1
+    if isinstance(source, QuantizedClassToken) and alone and not source.folded:
         embedding = keras.ops.convert_to_numpy(position.embedding).copy()  # [1, count + N, D]
         embedding[:, : source.count] += keras.ops.convert_to_numpy(source.tokens)
         position.embedding.assign(embedding)
+        source.tokens.assign(keras.ops.zeros_like(source.tokens))  # a copy of this model adds zeros, nothing twice
         source.folded = True
 
 

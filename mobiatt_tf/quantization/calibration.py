@@ -23,12 +23,12 @@ def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
         How many images were seen.
 
     Raises:
-        ValueError: no images, images that are constant or not finite, or a tensor that is constant or not finite on
-            them; names it. The model is then unchanged.
+        ValueError: no images, images that are all of one colour or not finite, or a tensor that is 0 everywhere or not
+            finite on them; names it. The model is then unchanged.
     """
     found = quantizers(model)
     observers = {id(quantizer): Observer() for quantizer in found}
-    seen = 0
+    seen, lowest, highest = 0, np.inf, -np.inf
     try:
         for quantizer in found:
             quantizer.observer = observers[id(quantizer)]
@@ -36,7 +36,9 @@ def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
             images = np.asarray(batch[0] if isinstance(batch, tuple | list) else batch)
             if not images.size:
                 continue
-            _check_images(images, seen)
+            if not np.isfinite(images).all():
+                raise ValueError(f"The calibration images {seen} to {seen + len(images) - 1} hold NaN or infinity.")
+            lowest, highest = min(lowest, float(images.min())), max(highest, float(images.max()))
             model(images, training=False)
             seen += len(images)
     finally:
@@ -44,6 +46,8 @@ def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
             quantizer.observer = None
     if not seen:
         raise ValueError("There is nothing to calibrate on: the batches hold no images.")
+    if lowest == highest:
+        raise ValueError("The calibration images are of one and the same colour: ranges need real images.")
     ranges = []
     for quantizer in found:
         low, high = observers[id(quantizer)].range(quantizer.symmetric) if quantizer.fixed_range is None else (0.0, 1.0)
@@ -56,12 +60,3 @@ def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
         if quantizer.fixed_range is None:
             quantizer.set_range(low, high)
     return seen
-
-
-def _check_images(images: np.ndarray, first: int) -> None:
-    if not np.isfinite(images).all():
-        raise ValueError(f"The calibration images {first} to {first + len(images) - 1} hold NaN or infinity.")
-    if images.min() == images.max():
-        raise ValueError(
-            f"The calibration images {first} to {first + len(images) - 1} are of one colour: ranges need real images."
-        )

@@ -14,6 +14,7 @@ from mobiatt_tf.quantization.projections import (
     QuantizedDense,
     QuantizedDepthwiseConv2D,
     QuantizedStridedDepthwiseResidual,
+    is_fused,
 )
 
 
@@ -31,8 +32,8 @@ class QuantizedChildren(keras.layers.Layer):
 
         quantize_aware(model, "int8", own_layers={Gate: QuantizedGate})
 
-    Each key is a child. Its value is None, or the name of the child whose output it reads unchanged: that is rounded
-    already. Everything else in `call` stays in float.
+    Each key is a child, which must have a name of its own. Its value is None, or the name of the child whose output it
+    reads unchanged: that is rounded already. Everything else in `call` stays in float.
 
     Args:
         policy: see `Policy`.
@@ -57,7 +58,9 @@ class QuantizedChildren(keras.layers.Layer):
         """
         for name, read in self.quantized_children().items():
             child = getattr(self, name)
-            config = {**child.get_config(), "policy": self.policy.name, "rounds_input": read is None}
+            # An activation that TFLite does not fuse follows the rounding: what it gives is float again.
+            in_int8 = read is not None and is_fused(getattr(getattr(self, read), "activation", None))
+            config = {**child.get_config(), "policy": self.policy.name, "rounds_input": not in_int8}
             replacement = quantized_class(child).from_config(config)
             forget_child(self, name)
             setattr(self, name, replacement)

@@ -43,9 +43,10 @@ class FakeQuantize(keras.layers.Layer):
     """Rounds a tensor to 8 bits and back; the range follows the batches while training.
 
     Around tfmot's MovingAverageQuantizer (decay .999). Its variables `range_min` and `range_max` start at 0, which
-    means "not calibrated": training then fails with a message; see `mobiatt_tf.quantization.calibrate`.
+    means "not calibrated": training then fails with a message (under XLA its loss is NaN), and so do exports; see
+    `mobiatt_tf.quantization.calibrate`.
 
-    Computes in float32 whatever the precision of the model, and returns the dtype that it was given.
+    Computes in float32 whatever the precision of the model, and returns float32.
 
     Args:
         symmetric: the range is [-r, r] and the zero point 0; XNNPACK multiplies matrices in int8 only if that of the
@@ -75,7 +76,10 @@ class FakeQuantize(keras.layers.Layer):
         moves = bool(training) and self.fixed_range is None
         if moves:
             message = f"{self.path} is not calibrated. Call mobiatt_tf.quantization.calibrate(model, images) first."
-            tf.debugging.assert_greater(ranges["max_var"], ranges["min_var"], message)
+            check = tf.debugging.assert_greater(ranges["max_var"], ranges["min_var"], message)
+            with tf.control_dependencies([check] if check is not None else []):  # None: it ran eagerly
+                # XLA leaves assertions out: there the loss becomes NaN.
+                inputs = tf.where(ranges["max_var"] > ranges["min_var"], inputs, np.nan)
         return self._quantizer(inputs, moves, ranges)
 
     @property
@@ -112,7 +116,11 @@ def moving_average_quantizer(symmetric: bool) -> Any:
     Raises:
         UserError: tensorflow-model-optimization is not installed.
     """
-    # It asks distutils for TensorFlow's version, which warns.
+    import tensorflow as tf
+
+    # `tf.keras` is made when it is first used, and tfmot's import uses it as Keras 2. Make it Keras 3 before.
+    getattr(tf, "keras").version()  # noqa: B009 (our own check forbids the attribute)
+    # tfmot asks distutils for TensorFlow's version, which warns.
     with _environment_restored(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         try:
             from tensorflow_model_optimization.python.core.quantization.keras import quantizers
@@ -154,10 +162,13 @@ def round_kernel(kernel: Tensor, axis: int, precision: str) -> Tensor:
 
     kernel = tf.cast(kernel, tf.float32)
     if precision == "float16":
-        return kernel + tf.stop_gradient(tf.cast(tf.cast(kernel, tf.float16), tf.float32) - kernel)
-    flat = tf.reshape(
-        kernel, (-1, kernel.shape[axis])
-    )  # [inputs, channels]: what follows is the last axis or of size 1
-    limit = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(flat), axis=0), 1e-12))  # [channels]
-    rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, -limit, limit, narrow_range=True)
-    return tf.reshape(rounded, kernel.shape)
+        rounded = tf.cast(tf.cast(kernel, tf.float16), tf.float32)
+    else:
+        flat = tf.reshape(
+            kernel, (-1, kernel.shape[axis])
+        )  # [inputs, channels]; an axis behind the channels has size 1
+        limit = tf.maximum(tf.reduce_max(tf.abs(flat), axis=0), 1e-12)  # [channels]
+        flat = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, -limit, limit, narrow_range=True)
+        rounded = tf.reshape(flat, kernel.shape)
+    # Its own gradient is 0 where rounding puts the limit below the channel's largest weight.
+    return kernel + tf.stop_gradient(rounded - kernel)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from mobiatt_tf.quantization.aware import quantized_layers
+from mobiatt_tf.quantization.aware import check_calibrated, quantized_layers
 
 
 def layer_errors(model: keras.Model, quantized: keras.Model, images: np.ndarray) -> dict[str, float]:
@@ -17,7 +17,11 @@ def layer_errors(model: keras.Model, quantized: keras.Model, images: np.ndarray)
 
     Returns:
         Layer name to root mean square error over the root mean square of the float layer's output, largest first.
+
+    Raises:
+        ValueError: `quantized` is not calibrated.
     """
+    check_calibrated(quantized)
     errors: dict[str, float] = {}
     twins = [(model.get_layer(layer.name), layer) for layer in quantized_layers(quantized)]
     ends = keras.Model(model.inputs, [(twin.input, twin.output) for twin, _ in twins])

@@ -60,12 +60,14 @@ POLICIES: dict[str, Policy] = {
 
 
 def get_policy(policy: str | Policy) -> Policy:
-    """The policy of that name; a `Policy` is returned as it is.
+    """The policy of that name; one of `POLICIES` itself is returned as it is.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: there is no such policy, or it is none of `POLICIES`: saved models hold the name alone.
     """
     if isinstance(policy, Policy):
+        if POLICIES.get(policy.name) != policy:
+            raise ValueError(f"The policy {policy.name!r} is none of POLICIES, which are {', '.join(POLICIES)}.")
         return policy
     if policy not in POLICIES:
         raise ValueError(f"There is no quantization policy {policy!r}. Choose one of {', '.join(POLICIES)}.")

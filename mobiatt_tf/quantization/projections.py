@@ -14,6 +14,11 @@ from mobiatt_tf.quantization.policies import Policy, get_policy
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
 
+def is_fused(activation: Any) -> bool:
+    """Whether an activation is part of the int8 operator in front of it; None is."""
+    return activation is None or keras.activations.serialize(activation) in _FUSED_ACTIVATIONS
+
+
 class QuantizedProjection(keras.layers.Layer):
     """What the classes below share; stands before the Keras layer in their bases.
 
@@ -49,7 +54,7 @@ class QuantizedProjection(keras.layers.Layer):
         x = self.project(x, kernel)
         if self.bias is not None:
             x = x + keras.ops.cast(self.bias, x.dtype)
-        fused = keras.activations.serialize(self.activation) in _FUSED_ACTIVATIONS
+        fused = is_fused(self.activation)
         if self.output_quantizer is not None:
             x = self.activation(x) if fused else x
             x = keras.ops.cast(self.output_quantizer(x, training=training), inputs.dtype)

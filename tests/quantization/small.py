@@ -58,9 +58,9 @@ def make_tiny_model() -> keras.Model:
 
 
 @functools.cache
-def float_model(family: str, attention: str = "mobile") -> keras.Model:
+def float_model(family: str) -> keras.Model:
     """`make_model`, made once: for tests that do not change it."""
-    return make_model(family, attention=attention)
+    return make_model(family)
 
 
 @functools.cache
@@ -70,9 +70,9 @@ def images_of(family: str, count: int = 4) -> np.ndarray:
 
 
 @functools.cache
-def quantized_model(family: str, policy: str, attention: str = "mobile") -> keras.Model:
+def quantized_model(family: str, policy: str) -> keras.Model:
     """The calibrated copy of `float_model`, made once: for tests that do not change it."""
-    return calibrated(float_model(family, attention), policy, images_of(family))
+    return calibrated(float_model(family), policy, images_of(family))
 
 
 def calibrated(model: keras.Model, policy: str, images: np.ndarray) -> keras.Model:

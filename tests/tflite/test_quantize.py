@@ -91,6 +91,8 @@ def test_calibrated_files_of_a_trained_model_on_its_whole_test_set(
     assert abs(rows["int8.tflite"]["top1"] - rows["Keras fake-quant"]["top1"]) <= 0.002
     assert rows["int8.tflite"]["agreement_with_fake_quant"] >= 0.995
     assert rows["int8_full.tflite"]["top1"] >= top1 - 0.01
+    assert rows["int8_full.tflite"]["agreement_with_fake_quant"] >= 0.99
+    assert rows["dynamic.tflite"]["agreement_with_fake_quant"] is None
     assert {"int8.tflite", "int8_full.tflite", "dynamic.tflite", "float32.tflite", "report.json", "report.png"} <= {
         path.name for path in tmp_path.iterdir()
     }
@@ -118,7 +120,7 @@ def test_a_file_that_loses_too_much_is_refused_and_its_layer_named(
     output = tmp_path / "output"
     output.mkdir()
     (output / "int8.tflite").write_bytes(b"of an earlier run")
-    report = quantize.compare_and_keep(model, twin, dataset, paths, output, 0.001, runs=3)
+    report = quantize.compare_and_keep(model, {"int8.tflite": twin}, dataset, paths, output, 0.001, runs=3)
     refused = {row["name"]: row["refused"] for row in report["rows"]}
     assert refused["float32.tflite"] is None
     assert "The layer that loses most is block1_mlp" in refused["int8.tflite"]
