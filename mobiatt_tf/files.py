@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,41 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"No space left while writing {target}. Free some space and run the same command again."
-            ) from error
-        raise UserError(f"{target} cannot be written: {error.strerror or error}. Choose another output.") from error
+        raise _explained(target, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """`atomic_path` for a directory: yields the path of one that does not exist; it replaces the target at the end.
+
+    Raises:
+        UserError: the disk is full, or the target cannot be written there.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    old = target.with_name(f".{target.stem}.{os.getpid()}.old{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise _explained(target, error) from error
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _explained(target: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"No space left while writing {target}. Free some space and run the same command again.")
+    return UserError(f"{target} cannot be written: {error.strerror or error}. Choose another output.")
 
 
 def write_bytes(target: str | os.PathLike[str], content: bytes) -> None:

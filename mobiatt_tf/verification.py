@@ -73,11 +73,7 @@ def checking_images(
     Raises:
         UserError: the dataset cannot be had.
     """
-    name = dataset
-    if name is None and checkpoint is not None:
-        path = files.user_path(checkpoint)
-        run_file = (path if path.is_dir() else path.parent) / "run.json"
-        name = files.read_json(run_file)["dataset"]["name"] if run_file.is_file() else None
+    name = dataset or dataset_of_run(checkpoint)
     if name is None:
         return photographs(image_size, count), None, "crops of two photographs (--dataset names other images)"
     try:
@@ -85,6 +81,32 @@ def checking_images(
     except ValueError as error:
         raise UserError(str(error)) from error
     return images, labels, f"test images of {name}"
+
+
+def dataset_of_run(checkpoint: str | os.PathLike[str] | None) -> str | None:
+    """The name of the dataset that a checkpoint was trained on; None where no run says so."""
+    if checkpoint is None:
+        return None
+    path = files.user_path(checkpoint)
+    run_file = (path if path.is_dir() else path.parent) / "run.json"
+    return str(files.read_json(run_file)["dataset"]["name"]) if run_file.is_file() else None
+
+
+def dataset_of(
+    checkpoint: str | os.PathLike[str], name: str | None, cache_dir: str | os.PathLike[str] | None
+) -> data.Dataset:
+    """The dataset called `name`, else that of the training run which `checkpoint` belongs to.
+
+    Raises:
+        UserError: neither is known, or it cannot be had.
+    """
+    name = name or dataset_of_run(checkpoint)
+    if name is None:
+        raise UserError(f"Give --dataset: {checkpoint} does not say what it was trained on.")
+    try:
+        return data.load(name, cache_dir)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def dataset_images(dataset: data.Dataset, image_size: tuple[int, int], count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,11 +17,10 @@ import keras
 import numpy as np
 from absl import flags
 
-import keras_models
+from keras_models.command_line import define_check_flags, define_model_flags, model_from_flags
 from mobiatt_tf import cli, files, verification
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.layers import ATTENTIONS
-from mobiatt_tf.models import load_trained, rebuild
+from mobiatt_tf.models import rebuild
 from tflite import convert, inspect, verify
 from tflite.host import HostDevice
 from tflite.measurements import Plan
@@ -129,43 +128,13 @@ def format_table(result: Export) -> str:
     return "\n".join(lines)
 
 
-def _model_from_flags() -> keras.Model:
-    values = flags.FLAGS
-    size = cli.image_size(values.image_size)
-    untrained = [
-        name for name in ("model", "variant", "attention", "num_heads", "head_dim") if flags.FLAGS[name].present
-    ]
-    if values.checkpoint:
-        if untrained:
-            raise UserError(f"--{untrained[0]} is for models without weights: it does not go with --checkpoint.")
-        model = load_trained(values.checkpoint)
-        try:
-            return keras_models.resize(model, size) if size else model
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    if not values.variant:
-        example = keras_models.FAMILIES[values.model].default_variant
-        raise UserError(f"Give --checkpoint=RUN_DIRECTORY_OR_KERAS_FILE, or --variant={example} for untrained weights.")
-    print(f"No --checkpoint: {values.model} {values.variant} with random weights, of use for size and latency only.")
-    try:
-        return keras_models.FAMILIES[values.model].build(
-            values.variant,
-            image_size=size,
-            attention=values.attention,
-            num_heads=values.num_heads,
-            head_dim=values.head_dim,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def main(_: Sequence[str]) -> None:
     """Exports as the flags say."""
     values = flags.FLAGS
     output = files.user_path(values.output)
     if output.suffix != ".tflite":
         raise UserError(f"--output={values.output} must end in .tflite.")
-    model = _model_from_flags()
+    model = model_from_flags()
     images, labels, what = verification.checking_images(
         values.checkpoint, values.dataset, values.cache_dir, model.input_shape[1:3], values.check_images
     )
@@ -180,7 +149,8 @@ def main(_: Sequence[str]) -> None:
 
 def define_flags() -> None:
     """The command line's flags."""
-    flags.DEFINE_string("checkpoint", None, "Output directory of a training run, or a .keras file.")
+    define_model_flags()
+    define_check_flags(CHECK_IMAGES)
     flags.DEFINE_enum(
         "format",
         None,
@@ -190,15 +160,6 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "output", None, "The .tflite file to write; a .json beside it says what was checked.", required=True
     )
-    flags.DEFINE_string("dataset", None, "Images to check on; without it those of the run, else photographs.")
-    flags.DEFINE_string("cache_dir", None, "Where downloads of --dataset are kept.")
-    flags.DEFINE_integer("check_images", CHECK_IMAGES, "How many images to check on.", lower_bound=1)
-    flags.DEFINE_enum("model", "deit", list(keras_models.FAMILIES), "Without --checkpoint: the family.")
-    flags.DEFINE_string("variant", None, "Without --checkpoint: a variant with random weights.")
-    flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the model's own.")
-    flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Without --checkpoint: its attention.")
-    flags.DEFINE_integer("num_heads", None, "Without --checkpoint: its heads.", lower_bound=1)
-    flags.DEFINE_integer("head_dim", None, "Without --checkpoint: the channels of a head instead.", lower_bound=1)
 
 
 if __name__ == "__main__":

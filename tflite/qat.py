@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from absl import flags
 
-from mobiatt_tf import cli, data, files, quantization, training
+from mobiatt_tf import cli, data, files, quantization, training, verification
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
 from tflite import convert, quantize
@@ -61,7 +61,7 @@ def fine_tune(
     def build() -> keras.Model:
         model = quantize.load_float(checkpoint, dataset)
         if not begun:
-            return quantize.calibrated(model, policy, dataset, calibration_images)
+            return quantization.calibrated_copy(model, policy, dataset, calibration_images)
         return quantization.quantize_aware(model, policy)  # its ranges are in the checkpoint
 
     identity = {
@@ -78,7 +78,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the pipeline as the flags say."""
     values = flags.FLAGS
     output = files.user_path(values.output_dir)
-    dataset = quantize.dataset_of(values.checkpoint, values.dataset, values.cache_dir)
+    dataset = verification.dataset_of(values.checkpoint, values.dataset, values.cache_dir)
     if values.limit_train:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(values.limit_train))
     model = quantize.load_float(values.checkpoint, dataset)

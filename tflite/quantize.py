@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from absl import flags
 
-from mobiatt_tf import cli, data, files, quantization
+from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.models import load_trained, rebuild
 from mobiatt_tf.training.checkpoints import locked
@@ -65,43 +65,6 @@ def load_float(checkpoint: str, dataset: data.Dataset) -> keras.Model:
         raise UserError(str(error)) from error
 
 
-def dataset_of(checkpoint: str, name: str | None, cache_dir: str | None) -> data.Dataset:
-    """The dataset called `name`, else that of the training run which `checkpoint` belongs to.
-
-    Raises:
-        UserError: neither is known, or it cannot be had.
-    """
-    if name is None:
-        path = files.user_path(checkpoint)
-        run_file = (path if path.is_dir() else path.parent) / "run.json"
-        if not run_file.is_file():
-            raise UserError(f"Give --dataset: {checkpoint} does not say what it was trained on.")
-        name = str(files.read_json(run_file)["dataset"]["name"])
-    try:
-        return data.load(name, cache_dir)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def calibration_batches(dataset: data.Dataset, image_size: tuple[int, int], count: int) -> Any:
-    """The first `count` training images, prepared as test images, in batches of 32."""
-    return data.test_batches(dataset.train.take(count), image_size=image_size, batch_size=32)
-
-
-def calibrated(model: keras.Model, policy: str, dataset: data.Dataset, count: int) -> keras.Model:
-    """The fake-quantized copy of a float model, calibrated on training images.
-
-    Raises:
-        UserError: a layer that cannot be quantized, or images that cannot be calibrated on.
-    """
-    try:
-        copy = quantization.quantize_aware(model, policy)
-        quantization.calibrate(copy, calibration_batches(dataset, model.input_shape[1:3], count))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return copy
-
-
 def quantize(
     model: keras.Model,
     dataset: data.Dataset,
@@ -132,7 +95,7 @@ def quantize(
     fake_quant: dict[str, keras.Model] = {}
     for method in methods:
         if method in ("int8", "int8_full"):
-            fake_quant[method] = calibrated(model, method, dataset, calibration_images)
+            fake_quant[method] = quantization.calibrated_copy(model, method, dataset, calibration_images)
             makers[method] = functools.partial(convert.convert, fake_quant[method])
         elif method in ("dynamic", "float16"):
             makers[method] = functools.partial(convert.convert, model, method)
@@ -218,7 +181,7 @@ def compare_and_keep(
     failures.update(broken)
     paths = {name: path for name, path in paths.items() if name not in failures}
     rows, measured = comparison.make_rows(logits, labels, paths, twin_names, runs)
-    images = np.asarray(next(iter(calibration_batches(dataset, image_size, _LAYER_ERROR_IMAGES)))[0])
+    images = np.asarray(next(iter(data.calibration_batches(dataset, image_size, _LAYER_ERROR_IMAGES)))[0])
     errors = {file: quantization.layer_errors(model, twin, images) for file, twin in twins.items()}
     rows = [judge(row, rows[0].top1, max_top1_loss, errors.get(row.name)) for row in rows]
     for method in ("float32", *METHODS):
@@ -284,7 +247,7 @@ _PEERS: dict[str, Callable[[keras.Model, data.Dataset, int], bytes]] = {
 
 def _single_images(model: keras.Model, dataset: data.Dataset, count: int) -> list[np.ndarray]:
     """`count` calibration images, float32 [1, height, width, 3] each."""
-    batches = calibration_batches(dataset, model.input_shape[1:3], count)
+    batches = data.calibration_batches(dataset, model.input_shape[1:3], count)
     return [image[None] for images, _ in batches.as_numpy_iterator() for image in images]
 
 
@@ -319,7 +282,7 @@ def main(_: Sequence[str]) -> None:
     unknown = [method for method in values.method if method not in METHODS]
     if unknown or not values.method:
         raise UserError(f"--method={','.join(values.method)}: choose from {', '.join(METHODS)}.")
-    dataset = limited(dataset_of(values.checkpoint, values.dataset, values.cache_dir), values.limit_test)
+    dataset = limited(verification.dataset_of(values.checkpoint, values.dataset, values.cache_dir), values.limit_test)
     model = load_float(values.checkpoint, dataset)
     output = files.user_path(values.output_dir)
     report = quantize(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from mobiatt_tf.data.dataset import Split
+from mobiatt_tf.data.dataset import Dataset, Split
 from mobiatt_tf.data.decoding import decode_image, has_format
 
 # Of ImageNet's training set, RGB in 0 .. 1, as torchvision and timm have them.
@@ -161,6 +161,11 @@ def test_batches(split: Split, *, image_size: tuple[int, int], batch_size: int) 
             return tf.ensure_shape(normalize(_resize(images, image_size)), [None, *image_size, 3]), labels
 
         return examples.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def calibration_batches(dataset: Dataset, image_size: tuple[int, int], count: int) -> tf.data.Dataset:
+    """The first `count` training images, prepared as test images, in batches of 32: what ranges are set from."""
+    return test_batches(dataset.train.take(count), image_size=image_size, batch_size=32)
 
 
 def shift_and_flip(images: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ from mobiatt_tf.quantization.aware import (
     quantize_aware,
     quantized_layers,
 )
-from mobiatt_tf.quantization.calibration import calibrate
+from mobiatt_tf.quantization.calibration import calibrate, calibrated_copy
 from mobiatt_tf.quantization.composites import QuantizedChildren
 from mobiatt_tf.quantization.layer_errors import layer_errors
 from mobiatt_tf.quantization.policies import POLICIES, Policy, get_policy
@@ -27,6 +27,7 @@ __all__ = [
     "QuantizedChildren",
     "bake",
     "calibrate",
+    "calibrated_copy",
     "check_calibrated",
     "get_policy",
     "is_quantized",

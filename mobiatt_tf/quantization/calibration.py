@@ -6,7 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobiatt_tf.quantization.aware import quantizers
+from mobiatt_tf import data
+from mobiatt_tf.errors import UserError
+from mobiatt_tf.quantization.aware import quantize_aware, quantizers
 from mobiatt_tf.quantization.fake_quant import Observer
 
 
@@ -60,3 +62,17 @@ def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
         if quantizer.fixed_range is None:
             quantizer.set_range(low, high)
     return seen
+
+
+def calibrated_copy(model: keras.Model, policy: str, dataset: data.Dataset, count: int) -> keras.Model:
+    """The fake-quantized copy of a float model, calibrated on the first `count` training images of a dataset.
+
+    Raises:
+        UserError: a layer that cannot be quantized, or images that cannot be calibrated on.
+    """
+    try:
+        copy = quantize_aware(model, policy)
+        calibrate(copy, data.calibration_batches(dataset, model.input_shape[1:3], count))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return copy

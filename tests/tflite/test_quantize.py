@@ -73,7 +73,7 @@ def test_deit_tiny_at_224_is_one_partition_and_small(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[keras.Model, data.Dataset]:
     """The quickstart's model, which `make pytest` trains first, and its dataset."""
-    dataset = quantize.dataset_of(str(QUICKSTART), None, None)
+    dataset = verification.dataset_of(str(QUICKSTART), None, None)
     return quantize.load_float(str(QUICKSTART), dataset), dataset
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_loses_too_much_is_refused_and_its_layer_named(
 ) -> None:
     model, dataset = trained
     dataset = quantize.limited(dataset, 300)
-    twin = quantize.calibrated(model, "int8", dataset, 64)
+    twin = quantization.calibrated_copy(model, "int8", dataset, 64)
     damaged = next(layer for layer in quantization.quantized_layers(twin) if layer.name == "block1_mlp")
     damaged.fc2.input_quantizer.set_range(0.0, 1e-3)
     paths = {name: tmp_path / f"candidate_{name}" for name in ("float32.tflite", "int8.tflite")}
@@ -148,7 +148,7 @@ def test_fine_tuning_goes_on_from_its_checkpoint_and_its_file_is_kept(tmp_path: 
     assert again["loss"] == pytest.approx(results["loss"], rel=1e-6)
     twin = keras.saving.load_model(tmp_path / "train" / "model.keras")
     quantization.check_calibrated(twin)
-    images = np.concatenate([images for images, _ in quantize.calibration_batches(dataset, (8, 8), 64)])
+    images = np.concatenate([images for images, _ in data.calibration_batches(dataset, (8, 8), 64)])
     path = tmp_path / "int8.tflite"
     comparison = export.export(rebuild(twin, None), path, None, images, runs=3).comparison
     assert comparison.passed
@@ -167,7 +167,7 @@ def test_models_that_do_not_fit_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is quantized already"):
         quantize.load_float(str(path), dataset)
     with pytest.raises(UserError, match="Give --dataset"):
-        quantize.dataset_of(str(path), None, None)
+        verification.dataset_of(str(path), None, None)
     with pytest.raises(ValueError, match="was quantized for dynamic; it cannot be written as float32"):
         convert.convert(quantized, "float32")
     with pytest.raises(ValueError, match=r"tflite.quantize --method=int8"):

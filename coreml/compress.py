@@ -1,0 +1,36 @@
+"""Smaller weights: int8 or a palette of 256 values, by coremltools, on Linux."""
+
+from typing import Any
+
+from coreml.tools import coremltools, quiet
+
+# Least iOS that reads each kind of weights (coremltools documentation, "Optimizing Models").
+LEAST_IOS = {"float": 15, "int8": 16, "palette8": 16, "w8a8": 17}
+WEIGHTS = tuple(LEAST_IOS)
+
+# Smaller tensors (biases, norms) stay as they are: their tables would be as large as they are.
+_THRESHOLD = 512
+
+
+def compress(converted: Any, weights: str) -> Any:
+    """A copy of a coremltools `MLModel` with compressed weights.
+
+    Args:
+        converted: of `convert.convert`, with float weights.
+        weights: "int8" (symmetric, a scale for each output channel) or "palette8" (k-means, 256 values a tensor).
+
+    Raises:
+        ValueError: another kind.
+    """
+    coremltools()
+    from coremltools.optimize import coreml as optimize
+
+    if weights == "int8":
+        settings = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=_THRESHOLD)
+        with quiet():
+            return optimize.linear_quantize_weights(converted, optimize.OptimizationConfig(global_config=settings))
+    if weights == "palette8":
+        palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=8, weight_threshold=_THRESHOLD)
+        with quiet():
+            return optimize.palettize_weights(converted, optimize.OptimizationConfig(global_config=palette))
+    raise ValueError(f"Weights {weights!r} cannot be compressed to. Choose int8 or palette8.")

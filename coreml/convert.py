@@ -1,0 +1,127 @@
+"""From a Keras model to a saved .mlpackage: lowering, coremltools' passes, specification version and metadata."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from coreml import package
+from coreml.lowering import INPUT, PROBABILITIES, lower
+from coreml.tools import SPECIFICATION_VERSIONS, coremltools, quiet, target
+from mobiatt_tf.errors import UserError
+
+PRECISIONS = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What Xcode shows of a model."""
+
+    author: str = ""
+    license: str = ""
+    version: str = ""
+    text: str = ""
+
+
+def convert(
+    model: keras.Model,
+    images: np.ndarray,
+    ios: int = 15,
+    precision: str = "float16",
+    class_names: Sequence[str] | None = None,
+    description: Description | None = None,
+) -> Any:
+    """A coremltools `MLModel` of a classifier; nothing is checked yet.
+
+    Args:
+        model: see `lowering.lower`.
+        images: float32 [N, height, width, 3], normalised; the scale of the residual streams is chosen from them.
+        ios: deployment target, 15 to 18.
+        precision: "float16" or "float32".
+        class_names: the label of each class; None leaves labels out.
+        description: of the model.
+
+    Raises:
+        ValueError: an unknown target or precision, a layer that cannot be exported, labels that do not fit.
+        UserError: coremltools is missing, or wrote another specification version than the one asked for.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"There is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+    ct = coremltools()
+    classes = (
+        int(model.output_shape[-1]) if not isinstance(model.output_shape, list) else int(model.output_shape[0][-1])
+    )
+    labels = None
+    if class_names is not None:
+        if len(class_names) != classes:
+            raise ValueError(f"The model has {classes} classes, but {len(class_names)} labels were given.")
+        labels = ct.ClassifierConfig(list(class_names), predicted_probabilities_output=PROBABILITIES)
+    program, names = lower(model, images, ios, precision == "float16")
+    height, width = model.input_shape[1:3]
+    with quiet():
+        converted = ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=target(ios),
+            compute_precision=ct.precision.FLOAT32,  # as the program says; no pass adds casts
+            inputs=[ct.ImageType(INPUT, shape=(1, 3, height, width), color_layout=ct.colorlayout.RGB)],
+            classifier_config=labels,
+            pass_pipeline=ct.PassPipeline.CLEANUP,
+            skip_model_load=True,
+        )
+    _check_version(converted, ios)
+    _describe(converted, description or Description(), {package.LAYERS_KEY: json.dumps(names["layers"])})
+    return converted
+
+
+def _check_version(converted: Any, ios: int) -> None:
+    version = converted.get_spec().specificationVersion
+    if version != SPECIFICATION_VERSIONS[ios]:
+        raise UserError(
+            f"coremltools wrote specification version {version}, but iOS {ios} reads {SPECIFICATION_VERSIONS[ios]}: an "
+            "operator needs a newer iOS. Choose a higher --ios."
+        )
+
+
+def _describe(converted: Any, description: Description, own: dict[str, str]) -> None:
+    from importlib.metadata import version
+
+    import mobiatt_tf
+
+    converted.author = description.author
+    converted.license = description.license
+    converted.version = description.version
+    converted.short_description = description.text
+    converted.input_description[INPUT] = "RGB photograph; the normalisation of the training is in the model."
+    tools = {name: version(name) for name in ("keras", "tensorflow", "coremltools")}
+    converted.user_defined_metadata.update(
+        {"mobiatt.version": mobiatt_tf.__version__, "mobiatt.tools": json.dumps(tools), **own}
+    )
+
+
+def save(converted: Any, path: Path, ios: int) -> None:
+    """Writes the package with the checksums of its content; `path` must end in .mlpackage.
+
+    Raises:
+        UserError: coremltools raised the specification version on the way (compression may), or the disk is full.
+    """
+    _check_version(converted, ios)
+    remove(path)
+    with quiet():
+        converted.save(str(path))
+    sums = package.checksums(path)
+    file = path / package.PROGRAM
+    specification = package.read_specification(path)
+    specification.description.metadata.userDefined[package.CHECKSUMS_KEY] = json.dumps(sums)
+    file.write_bytes(specification.SerializeToString())
+
+
+def remove(path: Path) -> None:
+    """Removes a package if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)

@@ -1,0 +1,252 @@
+"""Exports a trained model to a Core ML package, checks the saved package without a Mac, and keeps it only if it passes.
+
+Example:
+    python -m coreml.export --checkpoint=runs/quickstart/train --output=runs/model.mlpackage
+
+The package takes an RGB image of fixed size (the normalisation is inside) and gives logits, probabilities and, where
+the classes have names, a label. Beside it stand X.mlpackage.json and .png with what was checked, and X.golden/ with
+pictures and their logits, by which the app in coreml/ios checks a phone.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+from coreml import compress, convert, lint, package, verify
+from coreml.interpreter import Interpreter, logits_output
+from coreml.tools import SPECIFICATION_VERSIONS
+from keras_models.command_line import define_check_flags, define_model_flags, model_from_flags
+from mobiatt_tf import cli, data, files, quantization, verification
+from mobiatt_tf.errors import UserError
+
+_GOLDEN_IMAGES = 4
+_GRAPH_IMAGES = 8  # on which the program is checked in float32, before its precision is reduced
+_CALIBRATION_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Export:
+    """A package that passed its checks."""
+
+    path: Path
+    ios: int
+    verification: verify.Verification
+    findings: tuple[lint.Finding, ...]
+    operators: int
+    size_bytes: int
+
+
+def export(
+    model: keras.Model,
+    output: str | Path,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    ios: int | None = None,
+    precision: str = "float16",
+    weights: str = "float",
+    class_names: Sequence[str] | None = None,
+    description: convert.Description | None = None,
+    progress: bool = False,
+) -> Export:
+    """Converts, saves, reads back and checks; `output` exists afterwards only if every check passed.
+
+    Args:
+        model: a functional model with one image input and logits [B, classes]; one of
+            `mobiatt_tf.quantization.quantize_aware` carries its int8 ranges and kernels over (W8A8).
+        output: the .mlpackage to write.
+        images: float32 [N, height, width, 3], normalised: real images, on which the scale of the residual streams is
+            chosen and the package compared with the model.
+        labels: int [N], or None.
+        ios: deployment target, 15 to 18; None takes the least that can hold the weights.
+        precision: "float16" or "float32", of the tensors.
+        weights: "float", "int8", "palette8", or "w8a8" for a quantized model.
+        class_names: the label of each class; None leaves labels out.
+        description: of the model.
+        progress: shows a bar while checking.
+
+    Raises:
+        UserError: the package does not match the model, or coremltools is missing or wrote another version.
+        ValueError: an argument that is not allowed, or a model that cannot be exported.
+    """
+    output = Path(output)
+    ios = _deployment_target(model, weights, ios)
+    options: dict[str, Any] = {"class_names": class_names, "description": description}
+    if precision == "float16":
+        _check_graph(model, images[:_GRAPH_IMAGES], ios, options)
+    converted = convert.convert(model, images, ios, precision, **options)
+    if weights in ("int8", "palette8"):
+        converted = compress.compress(converted, weights)
+    golden = golden_path(output)
+    with files.atomic_directory(output) as temporary, files.atomic_directory(golden) as temporary_golden:
+        convert.save(converted, temporary, ios)
+        found = verify.verify(temporary, model, images, labels, progress)
+        if not found.passed:
+            raise UserError(f"{output.name} was not written. " + " ".join(found.failures))
+        saved = package.read(temporary)
+        _write_golden(saved, output.name, verify.as_pixels(images[:_GOLDEN_IMAGES]), temporary_golden)
+        for path in verify.report_paths(output):
+            path.unlink(missing_ok=True)  # no moment at which a new package stands beside an old report
+    findings = lint.lint(saved)
+    operators = sum(operation.type not in ("const", "classify") for operation in saved.operations)
+    result = Export(output, ios, found, findings, operators, saved.size_bytes)
+    verify.write_report(
+        output,
+        found,
+        ios=ios,
+        specification_version=saved.specification_version,
+        size_bytes=saved.size_bytes,
+        operators=operators,
+        findings=[dataclasses.asdict(finding) for finding in findings],
+    )
+    return result
+
+
+def golden_path(output: Path) -> Path:
+    """X.golden beside X.mlpackage."""
+    return output.with_suffix(".golden")
+
+
+def _deployment_target(model: keras.Model, weights: str, ios: int | None) -> int:
+    if weights not in compress.WEIGHTS:
+        raise ValueError(f"There are no weights {weights!r}. Choose one of {', '.join(compress.WEIGHTS)}.")
+    quantized = quantization.is_quantized(model)
+    if quantized and weights not in ("float", "w8a8"):
+        raise ValueError(f"The model is quantized already: its weights cannot become {weights} as well.")
+    if weights == "w8a8" and not quantized:
+        raise ValueError("w8a8 needs a quantized model: see mobiatt_tf.quantization.calibrated_copy, or tflite.qat.")
+    least = compress.LEAST_IOS["w8a8" if quantized else weights]
+    if ios is not None and ios < least:
+        raise ValueError(f"{'w8a8' if quantized else weights} weights need iOS {least}, but iOS {ios} was asked for.")
+    return least if ios is None else ios
+
+
+def _check_graph(model: keras.Model, images: np.ndarray, ios: int, options: dict[str, Any]) -> None:
+    """The same program in float32 must match the model to 1e-4: what float16 adds is then rounding alone."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "float32.mlpackage"
+        convert.save(convert.convert(model, images, ios, "float32", **options), path, ios)
+        found = verify.verify(path, model, images)
+    if not found.passed:
+        raise UserError("The program does not match the model even in float32. " + " ".join(found.failures))
+
+
+def _write_golden(saved: package.Package, name: str, pixels: np.ndarray, directory: Path) -> None:
+    from PIL import Image
+
+    directory.mkdir()
+    interpreter, output = Interpreter(saved, "typed"), logits_output(saved)
+    pictures = [f"image{index}.png" for index in range(len(pixels))]
+    for picture, image in zip(pictures, pixels, strict=True):
+        Image.fromarray(image).save(directory / picture)
+    content = {
+        "model": name,
+        "input": next(iter(saved.inputs)),
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "output": output,
+        "tolerance": 2e-2,  # of max|logit|: what pure float16 may add
+        "images": pictures,
+        "logits": [interpreter(image)[output].reshape(-1).tolist() for image in pixels],
+    }
+    files.write_json(directory / "golden.json", content)
+
+
+def format_table(result: Export) -> str:
+    """What was written and how it compares, as text."""
+    lines = [
+        verify.format_table(result.path, result.verification),
+        f"Package   {result.size_bytes / 1e6:.2f} MB, {result.operators} operators, iOS {result.ios} (specification "
+        f"version {SPECIFICATION_VERSIONS[result.ios]})",
+        lint.format_table(result.findings),
+    ]
+    return "\n".join(lines)
+
+
+def _class_names(dataset: str | None, labels: str | None, cache_dir: str | None, classes: int) -> list[str] | None:
+    """The labels of a file, one a line, else those of the dataset, where it has as many as the model has classes."""
+    if labels:
+        path = files.user_path(labels)
+        if not path.is_file():
+            raise UserError(f"There is no file {path}. --labels names a text file with one label a line.")
+        names = path.read_text().splitlines()
+        if len(names) != classes:
+            raise UserError(f"{path} has {len(names)} labels, but the model has {classes} classes.")
+        return names
+    if dataset is None:
+        return None
+    names = list(data.load(dataset, cache_dir).class_names)
+    return names if len(names) == classes else None
+
+
+def main(_: Sequence[str]) -> None:
+    """Exports as the flags say."""
+    values = flags.FLAGS
+    output = files.user_path(values.output)
+    if output.suffix != ".mlpackage":
+        raise UserError(f"--output={values.output} must end in .mlpackage.")
+    model = model_from_flags()
+    images, labels, what = verification.checking_images(
+        values.checkpoint, values.dataset, values.cache_dir, model.input_shape[1:3], values.check_images
+    )
+    dataset_name = values.dataset or verification.dataset_of_run(values.checkpoint)
+    if values.weights == "w8a8" and not quantization.is_quantized(model):
+        dataset = verification.dataset_of(values.checkpoint, dataset_name, values.cache_dir)
+        model = quantization.calibrated_copy(model, "int8", dataset, _CALIBRATION_IMAGES)
+        print(f"Calibrated on {min(_CALIBRATION_IMAGES, len(dataset.train))} training images of {dataset.name}.")
+    class_names = _class_names(dataset_name, values.labels, values.cache_dir, images_classes(model))
+    print(f"Checked on {what}.")
+    description = convert.Description(values.author, values.license, values.model_version, f"{model.name}, mobiatt-tf")
+    try:
+        result = export(
+            model,
+            output,
+            images,
+            labels,
+            ios=None if values.ios is None else int(values.ios),
+            precision=values.precision,
+            weights=values.weights,
+            class_names=class_names,
+            description=description,
+            progress=True,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    print(format_table(result))
+    print(f"Wrote {output}, and beside it {golden_path(output).name} and the report as .json and .png.")
+
+
+def images_classes(model: keras.Model) -> int:
+    """The number of classes of a classifier with one head or two."""
+    return int(model.outputs[0].shape[-1])
+
+
+def define_flags() -> None:
+    """The command line's flags."""
+    define_model_flags()
+    define_check_flags(verify.CHECK_IMAGES)
+    flags.DEFINE_string("output", None, "The .mlpackage to write.", required=True)
+    flags.DEFINE_enum("ios", None, [str(ios) for ios in SPECIFICATION_VERSIONS], "Least iOS; without it what suffices.")
+    flags.DEFINE_enum("precision", "float16", convert.PRECISIONS, "Of tensors and weights.")
+    flags.DEFINE_enum(
+        "weights",
+        "float",
+        compress.WEIGHTS,
+        "float; int8 or palette8 (iOS 16); w8a8 (iOS 17): activations in int8 too, calibrated or trained by tflite.qat.",
+    )
+    flags.DEFINE_string("labels", None, "Text file with one label a line; without it the dataset's class names.")
+    flags.DEFINE_string("author", "", "Author that Xcode shows.")
+    flags.DEFINE_string("license", "", "Licence that Xcode shows.")
+    flags.DEFINE_string("model_version", "", "Version that Xcode shows.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,295 @@
+"""From a Keras model to a MIL program, layer by layer, in the layout that the Neural Engine wants.
+
+coremltools can convert the TensorFlow graph of a Keras model. That graph no longer says which operators are a LayerNorm
+or an attention: passes must guess it, and two wrong guesses (see docs/coreml.md) go unnoticed. Here each Keras layer
+has one function that writes what it means, and every operator bears the name of its layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from coreml import attention
+from coreml.graph import Graph, Value, numpy
+from coreml.projections import activate, project
+from coreml.streams import choose_exponents
+from coreml.tools import coremltools, target
+from mobiatt_tf import layers
+from mobiatt_tf.data import IMAGENET_MEAN, IMAGENET_STD
+from mobiatt_tf.models import rebuild
+from mobiatt_tf.quantization import policy_of
+from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES
+
+INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+_STREAM_IMAGES = 16
+
+
+def lower(model: keras.Model, images: np.ndarray, ios: int, float16: bool) -> tuple[Any, dict[str, Any]]:
+    """A MIL program of a classifier, from an RGB image 0..255 to logits and probabilities.
+
+    Args:
+        model: a functional model of this package, float or quantized with the policies int8, dynamic or float16.
+        images: float32 [N, height, width, 3], normalised; real ones, from which the scale of the residual streams is
+            chosen (the first 16 are used).
+        ios: 15 to 18; a quantized model needs 17.
+        float16: the precision of tensors and weights, else float32.
+
+    Returns:
+        The program, with the input "image" [1, 3, H, W] and the outputs "logits" and "probabilities" [1, classes]; and
+        for each Keras layer the name of its result in the program and the exponent of its scale, as
+        {"layers": {name: [variable, exponent]}}.
+
+    Raises:
+        ValueError: a layer or setting that cannot be exported; names it.
+        UserError: a weight that float16 cannot hold.
+    """
+    _check_policy(model, ios)
+    model = rebuild(model, batch_size=1)
+    builder = _builder()
+    exponents = choose_exponents(model, images[:_STREAM_IMAGES]) if float16 else {}
+    height, width = model.input_shape[1:3]
+    function_type, program_type = _program_types()
+    inputs = {INPUT: builder.placeholder(shape=(1, 3, height, width))}
+    names: dict[str, list[Any]] = {}
+
+    with function_type(inputs, opset_version=target(ios)) as function:
+        graph = Graph(builder, float16)
+        values: dict[int, Value] = {id(model.inputs[0]): _normalized(graph, function.inputs[INPUT])}
+        for operation in model.operations:
+            if isinstance(operation, keras.layers.InputLayer):
+                continue
+            arguments = [values[id(tensor)] for tensor in keras.tree.flatten(operation.input)]
+            graph.exponent = exponents.get(id(operation.output), 0)
+            result = _rule(operation)(graph, operation, *arguments)
+            if result.exponent != graph.exponent:
+                raise AssertionError(f"{operation.name} has exponent {result.exponent} instead of {graph.exponent}.")
+            values[id(operation.output)] = result
+            names[operation.name] = [result.var.name, result.exponent]
+        heads = [values[id(tensor)] for tensor in model.outputs]
+        function.set_outputs(_outputs(graph, heads))
+    program = program_type()
+    program.add_function("main", function)
+    return program, {"layers": names}
+
+
+def _check_policy(model: keras.Model, ios: int) -> None:
+    policy = policy_of(model)
+    if policy is None:
+        return
+    if policy.attention:
+        raise ValueError(
+            f"The policy {policy.name} has an int8 attention core, which is made for TFLite. Train with --policy=int8."
+        )
+    if (policy.activations or policy.weights == "int8") and ios < 17:
+        raise ValueError(f"A model quantized with the policy {policy.name} needs iOS 17, but iOS {ios} was asked for.")
+
+
+def _builder() -> Any:
+    coremltools()
+    from coremltools.converters.mil import Builder
+
+    return Builder
+
+
+def _program_types() -> tuple[Any, Any]:
+    from coremltools.converters.mil.mil import Function, Program
+
+    return Function, Program
+
+
+def _normalized(graph: Graph, image: Any) -> Value:
+    """The image 0..255 as the model was trained on it. float16 holds image - mean exactly to 1/8, then it is scaled."""
+    builder = graph.builder
+    x = builder.cast(x=image, dtype="fp16", name="image_float16") if graph.float16 else image
+    mean = graph.const(np.reshape(IMAGENET_MEAN, (1, 3, 1, 1)) * 255, "the mean of the images")
+    scale = graph.const(1 / (np.reshape(IMAGENET_STD, (1, 3, 1, 1)) * 255), "the deviation of the images")
+    x = builder.sub(x=x, y=mean, name="image_centred")
+    return Value(builder.mul(x=x, y=scale, name="image_normalized"))
+
+
+def _outputs(graph: Graph, heads: Sequence[Value]) -> list[Any]:
+    """Logits and probabilities in float32; two heads are averaged, as `DistilledModel` does."""
+    builder = graph.builder
+    logits = heads[0].var
+    if len(heads) == 2:
+        total = builder.add(x=heads[0].var, y=heads[1].var, name="logits_sum")
+        logits = builder.mul(x=total, y=graph.dtype(0.5), name="logits_mean")
+    classes = int(np.prod(logits.shape))
+    flat = builder.reshape(x=logits, shape=[1, classes], name="logits_half" if graph.float16 else LOGITS)
+    if graph.float16:
+        flat = builder.cast(x=flat, dtype="fp32", name=LOGITS)
+    return [flat, builder.softmax(x=flat, axis=-1, name=PROBABILITIES)]
+
+
+def _activation(graph: Graph, layer: keras.layers.Activation, x: Value) -> Value:
+    return activate(graph, x, layer.activation, layer.name)
+
+
+def _relu(graph: Graph, layer: keras.layers.ReLU, x: Value) -> Value:
+    if layer.max_value is not None or layer.negative_slope or layer.threshold:
+        raise ValueError(f"{layer.path} has a slope, a threshold or a largest value, which cannot be exported.")
+    return activate(graph, x, keras.activations.relu, layer.name)
+
+
+def _add(graph: Graph, layer: keras.layers.Add, *terms: Value) -> Value:
+    total = terms[0]
+    for index, term in enumerate(terms[1:], start=2):
+        name = layer.name if index == len(terms) else f"{layer.name}_{index}"
+        total = Value(graph.builder.add(x=total.var, y=term.var, name=name), total.exponent)
+    return total
+
+
+def _identity(graph: Graph, layer: Any, x: Value) -> Value:
+    return x
+
+
+def _layer_scale(graph: Graph, layer: layers.LayerScale, x: Value) -> Value:
+    scale = graph.const(numpy(layer.scale)[None, :, None, None], layer.path)
+    return Value(graph.builder.mul(x=x.var, y=scale, name=layer.name), x.exponent)
+
+
+def _batch_norm(graph: Graph, layer: keras.layers.BatchNormalization, x: Value) -> Value:
+    """Batch norm that no convolution precedes."""
+    if layer.axis not in (-1, 3):
+        raise ValueError(f"{layer.path} normalizes over axis {layer.axis}; only the last can be exported.")
+    gamma = numpy(layer.gamma) if layer.scale else np.ones(x.shape[1])
+    beta = numpy(layer.beta) if layer.center else np.zeros(x.shape[1])
+    # The deviation goes into gamma: float16 would lose small variances.
+    gamma = gamma / np.sqrt(numpy(layer.moving_variance) + layer.epsilon)
+    var = graph.builder.batch_norm(
+        x=x.var,
+        mean=graph.const(numpy(layer.moving_mean), layer.path),
+        variance=graph.const(np.ones(x.shape[1]), layer.path),
+        gamma=graph.const(gamma, layer.path),
+        beta=graph.const(beta, layer.path),
+        epsilon=graph.dtype(0),
+        name=layer.name,
+    )
+    return Value(var)
+
+
+def _layer_norm(graph: Graph, layer: keras.layers.LayerNormalization, x: Value) -> Value:
+    return graph.layer_norm(x, layer, layer.name)
+
+
+def _projection(graph: Graph, layer: Any, x: Value) -> Value:
+    return project(graph, layer, x, layer.name)
+
+
+def _global_average(graph: Graph, layer: Any, x: Value) -> Value:
+    return Value(graph.builder.reduce_mean(x=x.var, axes=[2, 3], keep_dims=True, name=layer.name))  # [1, C, 1, 1]
+
+
+def _average_pool(graph: Graph, layer: keras.layers.AveragePooling2D, x: Value) -> Value:
+    if layer.padding != "valid":
+        raise ValueError(f"{layer.path} pads {layer.padding!r}; only 'valid' can be exported.")
+    return _pooled(graph, x, layer.pool_size, layer.strides, layer.name)
+
+
+def _pooled(graph: Graph, x: Value, window: Sequence[int], strides: Sequence[int], name: str) -> Value:
+    arguments = {"kernel_sizes": list(window), "strides": list(strides), "pad_type": "valid"}
+    return Value(graph.builder.avg_pool(x=x.var, exclude_padding_from_average=True, name=name, **arguments))
+
+
+def _patch_embedding(graph: Graph, layer: layers.PatchEmbedding, x: Value) -> Value:
+    patches = project(graph, layer.projection, x, f"{layer.name}_projection", graph.exponent)  # [1, D, H/p, W/p]
+    _, channels, height, width = patches.shape
+    return graph.reshape(patches, (1, channels, 1, height * width), layer.name)  # [1, D, 1, N]
+
+
+def _overlap_patch_embedding(graph: Graph, layer: layers.OverlapPatchEmbedding, x: Value) -> Value:
+    padding = layer.patch_size // 2  # PyTorch's
+    patches = project(graph, layer.projection, x, f"{layer.name}_projection", padding=padding)
+    return graph.layer_norm(patches, layer.norm, layer.name, graph.exponent)
+
+
+def _class_token(graph: Graph, layer: layers.ClassToken, x: Value) -> Value:
+    tokens = numpy(layer.tokens)[0].T[None, :, None, :] * 2.0**-x.exponent  # [1, C, 1, count]
+    constant = graph.const(tokens, layer.path)
+    return Value(graph.builder.concat(values=[constant, x.var], axis=3, name=layer.name), x.exponent)
+
+
+def _position_embedding(graph: Graph, layer: layers.PositionEmbedding, x: Value) -> Value:
+    table = numpy(layer.embedding)[0].T[None, :, None, :] * 2.0**-x.exponent  # [1, C, 1, N]
+    return Value(graph.builder.add(x=x.var, y=graph.const(table, layer.path), name=layer.name), x.exponent)
+
+
+def _select_token(graph: Graph, layer: layers.SelectToken, x: Value) -> Value:
+    begin, end = [0, 0, 0, layer.index], [1, x.shape[1], 1, layer.index + 1]
+    return Value(graph.builder.slice_by_index(x=x.var, begin=begin, end=end, name=layer.name))  # [1, C, 1, 1]
+
+
+def _mlp(graph: Graph, layer: layers.MLP, x: Value) -> Value:
+    hidden = project(graph, layer.fc1, x, f"{layer.name}_fc1")
+    hidden = Value(graph.builder.gelu(x=hidden.var, mode="EXACT", name=f"{layer.name}_gelu"))
+    return project(graph, layer.fc2, hidden, layer.name, graph.exponent)
+
+
+def _depthwise_mlp(graph: Graph, layer: layers.DepthwiseMLP, x: Value) -> Value:
+    hidden = project(graph, layer.fc1, x, f"{layer.name}_fc1")
+    if layer.relu:
+        hidden = Value(graph.builder.relu(x=hidden.var, name=f"{layer.name}_relu"))
+    hidden = project(graph, layer.dwconv, hidden, f"{layer.name}_dwconv")
+    hidden = Value(graph.builder.gelu(x=hidden.var, mode="EXACT", name=f"{layer.name}_gelu"))
+    return project(graph, layer.fc2, hidden, layer.name, graph.exponent)
+
+
+def _spatial_reduction(graph: Graph, layer: layers.SpatialReduction, x: Value) -> Value:
+    name = layer.name
+    if not layer.pool_size:
+        return graph.layer_norm(project(graph, layer.reduction, x, f"{name}_reduction"), layer.norm, name)
+    if not isinstance(layer.pool, keras.layers.AveragePooling2D):
+        raise ValueError(f"{layer.path} pools a map that its grid of {layer.pool_size} does not divide: choose a size.")
+    pooled = _pooled(graph, x, layer.pool.pool_size, layer.pool.strides, f"{name}_pool")
+    normed = graph.layer_norm(project(graph, layer.reduction, pooled, f"{name}_reduction"), layer.norm, f"{name}_norm")
+    return Value(graph.builder.gelu(x=normed.var, mode="EXACT", name=name))
+
+
+RULES: dict[type, Callable[..., Value]] = {
+    keras.layers.Activation: _activation,
+    keras.layers.Add: _add,
+    keras.layers.AveragePooling2D: _average_pool,
+    keras.layers.BatchNormalization: _batch_norm,
+    keras.layers.Conv2D: _projection,
+    keras.layers.Dense: _projection,
+    keras.layers.DepthwiseConv2D: _projection,
+    keras.layers.Dropout: _identity,
+    keras.layers.GlobalAveragePooling1D: _global_average,
+    keras.layers.GlobalAveragePooling2D: _global_average,
+    keras.layers.Identity: _identity,
+    keras.layers.LayerNormalization: _layer_norm,
+    keras.layers.ReLU: _relu,
+    layers.BatchNorm: _batch_norm,
+    layers.BiasedConvAttention: attention.lower_conv_attention,
+    layers.ClassToken: _class_token,
+    layers.ConvBN: _projection,
+    layers.DepthwiseMLP: _depthwise_mlp,
+    layers.DownsamplingConvAttention: attention.lower_downsampling_attention,
+    layers.DropPath: _identity,
+    layers.LayerScale: _layer_scale,
+    layers.LinearAttention: attention.lower_attention,
+    layers.MLP: _mlp,
+    layers.MobileAttention: attention.lower_attention,
+    layers.MobileConvAttention: attention.lower_conv_attention,
+    layers.OverlapPatchEmbedding: _overlap_patch_embedding,
+    layers.PatchEmbedding: _patch_embedding,
+    layers.PositionEmbedding: _position_embedding,
+    layers.SelectToken: _select_token,
+    layers.SoftmaxAttention: attention.lower_attention,
+    layers.SpatialReduction: _spatial_reduction,
+    layers.StridedDepthwiseResidual: _projection,
+}
+# A quantized layer is lowered as the layer that it quantizes: the projections inside know their ranges.
+RULES.update({quantized: RULES[plain] for plain, quantized in QUANTIZED_CLASSES.items()})
+
+
+def _rule(operation: Any) -> Callable[..., Value]:
+    if type(operation) not in RULES:
+        known = ", ".join(sorted(layer.__name__ for layer in RULES if not layer.__name__.startswith("Quantized")))
+        raise ValueError(
+            f"The layer {operation.name!r} of type {type(operation).__name__} cannot be exported to Core ML. Known "
+            f"are: {known}. For a layer of your own add a function to coreml.lowering.RULES."
+        )
+    return RULES[type(operation)]

@@ -1,0 +1,337 @@
+"""Whether a saved Core ML package computes what its Keras model computes, on real images; needs no Mac.
+
+Example:
+    python -m coreml.verify runs/model.mlpackage --checkpoint=runs/quickstart/train
+
+The package is read from disk and run in NumPy: in float32, in its declared types ("typed"), and, where it is float16,
+with float16 inside the operators too. Exit status 1 if it is damaged or differs; a report as JSON and PNG beside it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from coreml import package, report
+from coreml.graph import FLOAT16_MAX
+from coreml.interpreter import Interpreter, logits_output
+from coreml.package import Operation, Package
+from keras_models.command_line import define_check_flags
+from mobiatt_tf import cli, data, files, verification
+from mobiatt_tf.errors import UserError
+from mobiatt_tf.models import load_trained, rebuild
+from mobiatt_tf.verification import Comparison, compare, keras_logits
+
+CHECK_IMAGES = 200
+LEAST_AGREEMENT = 0.99  # share of images with the same class, for float packages
+_PROBES = 4  # images on which every operator is looked at
+
+# Largest allowed difference of logits, relative to max|logit|, for each kind of package and mode of the interpreter.
+# Seen on trained models: float32 4e-6, float16 typed 2e-3 and strict 4e-3; compressed weights up to 6e-2.
+TOLERANCES: dict[str, dict[str, float]] = {
+    "float32": {"float32": 1e-4},
+    "float16": {"float32": 1e-2, "typed": 1e-2, "float16": 2e-2},
+    "int8": {"float32": 1e-1, "typed": 1e-1, "float16": 1e-1},
+    "palette8": {"float32": 1e-1, "typed": 1e-1, "float16": 1e-1},
+    "w8a8": {"float32": 1e-1, "typed": 1e-1, "float16": 1e-1},
+}
+# A layer or an operator whose result is further away than this, relative to its largest number, has diverged.
+DIVERGENCE = {"float32": 1e-3, "float16": 5e-2, "int8": 0.2, "palette8": 0.2, "w8a8": 0.3}
+
+
+@dataclass(frozen=True)
+class OperatorCheck:
+    """One operator on the probing images.
+
+    Attributes:
+        name, type: of the operator.
+        largest: largest magnitude of its result, or met inside it.
+        error: its result in the strictest mode against float32, relative to its largest number.
+    """
+
+    name: str
+    type: str
+    largest: float
+    error: float
+
+    @property
+    def headroom(self) -> float:
+        """How many times larger its numbers could be in float16; below 1 it overflows."""
+        return FLOAT16_MAX / max(self.largest, 1e-30) if np.isfinite(self.largest) else 0.0
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One Keras layer on a probing image: its result in the package against Keras, relative to the largest number."""
+
+    name: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found; `failures` is empty if the package passed.
+
+    Attributes:
+        kind: see `kind_of`.
+        comparisons: with the Keras model, by mode.
+        layers: in the order of the model; empty for a package that export did not write.
+        operators: in the order of the program.
+        failures: why it did not pass, one sentence each.
+    """
+
+    kind: str
+    comparisons: dict[str, Comparison]
+    layers: tuple[LayerCheck, ...]
+    operators: tuple[OperatorCheck, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return not self.failures
+
+    @property
+    def tightest(self) -> OperatorCheck:
+        """The operator with the least headroom to float16's largest number."""
+        return min(self.operators, key=lambda operator: operator.headroom)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "passed": self.passed,
+            "failures": list(self.failures),
+            "kind": self.kind,
+            "comparisons": {mode: dataclasses.asdict(found) for mode, found in self.comparisons.items()},
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "operators": [dataclasses.asdict(operator) for operator in self.operators],
+        }
+
+
+def kind_of(found: Package) -> str:
+    """ "w8a8", "int8", "palette8", "float16" or "float32"."""
+    types = {operation.type for operation in found.operations}
+    if "quantize" in types:
+        return "w8a8"
+    if types & {"constexpr_affine_dequantize", "constexpr_blockwise_shift_scale"}:
+        return "int8"
+    if "constexpr_lut_to_dense" in types:
+        return "palette8"
+    dtypes = {declared.dtype for operation in found.operations for _, declared in operation.outputs}
+    return "float16" if "FLOAT16" in dtypes else "float32"
+
+
+def as_pixels(images: np.ndarray) -> np.ndarray:
+    """Normalised images [N, height, width, 3] as the nearest RGB pictures, uint8: what Core ML takes."""
+    return np.clip(np.round((images * data.IMAGENET_STD + data.IMAGENET_MEAN) * 255), 0, 255).astype(np.uint8)
+
+
+def from_pixels(pixels: np.ndarray) -> np.ndarray:
+    """RGB pictures as the Keras model takes them, float32."""
+    return np.asarray(data.normalize(pixels.astype(np.float32)), np.float32)
+
+
+def verify(
+    path: str | Path,
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    progress: bool = False,
+) -> Verification:
+    """Checks a package against the Keras model that it was made from.
+
+    Args:
+        path: the .mlpackage.
+        model: functional model with logits [B, classes]; for "w8a8" the quantized one.
+        images: float32 [N, height, width, 3], normalised; they are rounded to pixels first, for both sides.
+        labels: int [N], or None.
+        progress: shows a bar with the remaining time.
+
+    Raises:
+        UserError: the package cannot be read or run.
+    """
+    found = package.read(path)
+    kind = kind_of(found)
+    tolerances = TOLERANCES[kind]
+    if not any(declared.dtype == "FLOAT16" for op in found.operations for _, declared in op.outputs):
+        tolerances = {"float32": tolerances["float32"]}
+    damaged = package.damage(found)
+    failures = [f"It is damaged: {damaged}."] if damaged else []
+
+    reference = rebuild(model, batch_size=None)
+    pixels = as_pixels(images)
+    expected = keras_logits(reference, from_pixels(pixels))
+    output = logits_output(found)
+    total = len(tolerances) * len(pixels)
+    comparisons = {}
+    with tqdm(total=total, desc="verifying", unit="image", disable=not progress, leave=False) as bar:
+        for mode, tolerance in tolerances.items():
+            interpreter = Interpreter(found, mode)
+            rows = []
+            for picture in pixels:
+                rows.append(interpreter(picture)[output].reshape(-1))
+                bar.update()
+            comparisons[mode] = compare(expected, np.stack(rows), labels, tolerance)
+    operators, values = _operators(found, pixels[:_PROBES], list(tolerances)[-1])
+    layers = _layers(found, reference, from_pixels(pixels[:1]), values)
+    failures += _failures(kind, comparisons, layers, operators)
+    return Verification(kind, comparisons, layers, operators, tuple(failures))
+
+
+def _operators(
+    found: Package, pixels: np.ndarray, mode: str
+) -> tuple[tuple[OperatorCheck, ...], dict[str, np.ndarray]]:
+    """Every operator in `mode` against float32; and the float32 results of the first image by name."""
+    checks: dict[str, OperatorCheck] = {}
+    first: dict[str, np.ndarray] = {}
+    exact, rounded = Interpreter(found, "float32"), Interpreter(found, mode)
+    for index, picture in enumerate(pixels):
+        expected: dict[str, np.ndarray] = {}
+
+        def keep(operation: Operation, result: np.ndarray, largest: float, into: Any = expected) -> None:
+            into[operation.outputs[0][0]] = result
+
+        def look(operation: Operation, result: np.ndarray, largest: float, against: Any = expected) -> None:
+            if result.dtype.kind != "f":
+                return
+            wanted = against[operation.outputs[0][0]]
+            old = checks.get(operation.name)
+            largest = max(largest, _largest(result), old.largest if old else 0.0)
+            error = max(_relative(wanted, result), old.error if old else 0.0)
+            checks[operation.name] = OperatorCheck(operation.name, operation.type, largest, error)
+
+        exact(picture, keep)
+        rounded(picture, look)
+        if index == 0:
+            first = expected
+    return tuple(checks.values()), first
+
+
+def _layers(
+    found: Package, model: keras.Model, image: np.ndarray, values: dict[str, np.ndarray]
+) -> tuple[LayerCheck, ...]:
+    """The Keras layers that export named, against their results in float32."""
+    names: dict[str, tuple[str, int]] = json.loads(found.metadata.get(package.LAYERS_KEY, "{}"))
+    known = [layer for layer in model.layers if names.get(layer.name, ("", 0))[0] in values]
+    if not known:
+        return ()
+    expected = keras.Model(model.inputs, [layer.output for layer in known])([image], training=False)
+    checks = []
+    for layer, wanted in zip(known, keras.tree.flatten(expected), strict=True):
+        variable, exponent = names[layer.name]
+        result = values[variable].transpose(0, 2, 3, 1) * 2.0**exponent  # [1, H, W, C]
+        wanted = keras.ops.convert_to_numpy(wanted)
+        if result.size != wanted.size:
+            raise UserError(f"{found.path} was not made from this model: {layer.name} has another shape.")
+        checks.append(LayerCheck(layer.name, _relative(wanted, result.reshape(wanted.shape))))
+    return tuple(checks)
+
+
+def _largest(values: np.ndarray) -> float:
+    largest = float(np.abs(values).max(initial=0.0))
+    return largest if np.isfinite(largest) else float("inf")
+
+
+def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
+    difference = float(np.abs(actual - expected).max(initial=0.0))
+    return difference / max(_largest(expected), 1e-30) if np.isfinite(difference) else float("inf")
+
+
+def _failures(
+    kind: str,
+    comparisons: dict[str, Comparison],
+    layers: Sequence[LayerCheck],
+    operators: Sequence[OperatorCheck],
+) -> list[str]:
+    failures = []
+    for mode, comparison in comparisons.items():
+        if not comparison.passed:
+            failures.append(
+                f"In {mode} its logits differ from the Keras model's by {comparison.max_relative_error:.1e} of "
+                f"max|logit|, more than {comparison.tolerance:.0e}."
+            )
+        if kind in ("float32", "float16") and comparison.agreement < LEAST_AGREEMENT:
+            failures.append(f"In {mode} only {comparison.agreement:.1%} of the images get the same class.")
+    overflowing = next((operator for operator in operators if operator.headroom < 1), None)
+    if overflowing and kind != "float32":
+        failures.append(f"The first operator that overflows float16 is {overflowing.name} ({overflowing.type}).")
+    if not failures:
+        return []
+    bound = DIVERGENCE[kind]
+    wrong_layer = next((layer for layer in layers if not layer.error <= bound), None)
+    if wrong_layer:
+        failures.append(f"The first layer that differs from Keras is {wrong_layer.name} ({wrong_layer.error:.1e}).")
+    wrong = next((operator for operator in operators if not operator.error <= bound), None)
+    if wrong:
+        failures.append(f"The first operator that loses its precision is {wrong.name} ({wrong.type}).")
+    return failures
+
+
+def format_table(path: Path, found: Verification) -> str:
+    """The findings as text."""
+    lines = [f"{path}  {found.kind}"]
+    for mode, check in found.comparisons.items():
+        top1 = "" if check.file_top1 is None else f", top-1 {check.file_top1:.2%} (Keras {check.keras_top1:.2%})"
+        lines.append(
+            f"{mode:<9} max error {check.max_relative_error:.1e} of max|logit| (allowed {check.tolerance:.0e}), same "
+            f"class on {check.agreement:.2%} of {check.images} images{top1}"
+        )
+    if found.layers:
+        worst = max(found.layers, key=lambda layer: layer.error)
+        lines.append(f"Layers    worst {worst.name}: {worst.error:.1e} of its largest number, in float32")
+    tightest = found.tightest
+    lines.append(
+        f"Headroom  {tightest.headroom:.0f} x at {tightest.name} ({tightest.type}), which reaches "
+        f"{tightest.largest:.0f}"
+    )
+    return "\n".join([*lines, *(f"FAILED    {failure}" for failure in found.failures)])
+
+
+def report_paths(path: Path) -> tuple[Path, Path]:
+    """The JSON and the PNG beside a package."""
+    return path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.png")
+
+
+def write_report(path: Path, found: Verification, **more: Any) -> None:
+    """Writes the JSON, with `more` in it, and the picture beside the package."""
+    json_path, picture = report_paths(path)
+    files.write_json(json_path, {"package": path.name, **more, "verification": found.to_json()})
+    with files.atomic_path(picture) as temporary:
+        report.draw(path.name, found.layers, found.operators, temporary)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Verifies as the flags say."""
+    values = flags.FLAGS
+    path = files.user_path(argv[1])
+    package.read(path)  # a damaged package is said before the model is loaded
+    model = load_trained(values.checkpoint)
+    images, labels, what = verification.checking_images(
+        values.checkpoint, values.dataset, values.cache_dir, model.input_shape[1:3], values.check_images
+    )
+    print(f"Checked on {what}.")
+    result = verify(path, model, images, labels, progress=True)
+    print(format_table(path, result))
+    write_report(path, result)
+    json_path, picture = report_paths(path)
+    print(f"Wrote {json_path.name} and {picture.name} beside it.")
+    if not result.passed:
+        raise UserError(f"{path} did not pass.")
+
+
+def define_flags() -> None:
+    """The command line's flags."""
+    flags.DEFINE_string("checkpoint", None, "Output directory of a training run, or a .keras file.", required=True)
+    define_check_flags(CHECK_IMAGES)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main, ["PACKAGE"])
