@@ -239,7 +239,7 @@ def define_flags() -> None:
         "weights",
         "float",
         compress.WEIGHTS,
-        "float; int8 or palette8 (iOS 16); w8a8 (iOS 17): activations in int8 too, calibrated or trained by tflite.qat.",
+        "float; int8 or palette8 (iOS 16); w8a8 (iOS 17), activations in int8 too, calibrated or from tflite.qat.",
     )
     flags.DEFINE_string("labels", None, "Text file with one label a line; without it the dataset's class names.")
     flags.DEFINE_string("author", "", "Author that Xcode shows.")

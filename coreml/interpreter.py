@@ -66,9 +66,11 @@ class Interpreter:
             UserError: a result has not the shape or the type that is declared, or an operator is used in a way that
                 the interpreter does not know.
         """
-        name = next(iter(self.package.inputs))
-        image = self._input(pixels)
-        values: dict[str, Any] = {**self._constants, name: image}
+        return self.run({next(iter(self.package.inputs)): self._input(pixels)}, observer)
+
+    def run(self, inputs: dict[str, np.ndarray], observer: Observer | None = None) -> dict[str, np.ndarray]:
+        """Runs the program on arrays by the names of its inputs; see `__call__`."""
+        values: dict[str, Any] = {**self._constants, **inputs}
         for operation in self._steps:
             results, largest = self._run(operation, values)
             for (output, _), result in zip(operation.outputs, results, strict=True):

@@ -129,7 +129,7 @@ def _activation(graph: Graph, layer: keras.layers.Activation, x: Value) -> Value
 
 def _relu(graph: Graph, layer: keras.layers.ReLU, x: Value) -> Value:
     if layer.max_value is not None or layer.negative_slope or layer.threshold:
-        raise ValueError(f"{layer.path} has a slope, a threshold or a largest value, which cannot be exported.")
+        raise ValueError(f"{layer.name} has a slope, a threshold or a largest value, which cannot be exported.")
     return activate(graph, x, keras.activations.relu, layer.name)
 
 
@@ -184,7 +184,7 @@ def _global_average(graph: Graph, layer: Any, x: Value) -> Value:
 
 def _average_pool(graph: Graph, layer: keras.layers.AveragePooling2D, x: Value) -> Value:
     if layer.padding != "valid":
-        raise ValueError(f"{layer.path} pads {layer.padding!r}; only 'valid' can be exported.")
+        raise ValueError(f"{layer.name} pads {layer.padding!r}; only 'valid' can be exported.")
     return _pooled(graph, x, layer.pool_size, layer.strides, layer.name)
 
 

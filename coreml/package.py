@@ -68,7 +68,7 @@ class Operation:
 
     Attributes:
         type: as in "conv".
-        name: its own name.
+        name: of its first result.
         arguments: by parameter, inputs and attributes alike: a `Reference`, an array, or a tuple of those.
         outputs: name and declared type of each result.
     """
@@ -232,13 +232,12 @@ def _operation(proto: Any, weights: _Weights) -> Operation:
             for binding in argument.arguments
         ]
         arguments[name] = parts[0] if len(parts) == 1 else tuple(parts)
-    own_name = proto.outputs[0].name if proto.outputs else proto.type
     for name, value in proto.attributes.items():
-        if name == "name":
-            own_name = str(_value(value, weights))
-        else:
+        if name != "name":  # coremltools renames operators, results keep the names that they were given
             arguments[name] = _value(value, weights)
-    return Operation(proto.type, own_name, arguments, tuple((out.name, _type(out.type)) for out in proto.outputs))
+    return Operation(
+        proto.type, proto.outputs[0].name, arguments, tuple((out.name, _type(out.type)) for out in proto.outputs)
+    )
 
 
 def _type(proto: Any) -> TensorType:

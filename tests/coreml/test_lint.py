@@ -1,0 +1,60 @@
+"""What the report on the Neural Engine finds, and that our own packages are nearly free of it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coreml import lint, package
+from tests.coreml import programs
+from tests.coreml.test_lowering import saved
+from tests.quantization.small import make_model
+
+
+def findings(path: Path, shape: tuple[int, ...], build: Any) -> dict[str, tuple[str, ...]]:
+    """The operators of each rule."""
+    return {finding.rule: finding.operators for finding in lint.lint(package.read(programs.save(path, shape, build)))}
+
+
+def half(builder: Any, x: Any) -> Any:
+    return builder.cast(x=x, dtype="fp16", name="half")
+
+
+@pytest.mark.parametrize(
+    ("rule", "build"),
+    [
+        ("transpose", lambda builder, x: builder.transpose(x=half(builder, x), perm=[0, 1, 3, 2], name="found")),
+        ("tile", lambda builder, x: builder.tile(x=half(builder, x), reps=[1, 2, 1, 1], name="found")),
+        ("rank5", lambda builder, x: builder.reshape(x=half(builder, x), shape=[1, 4, 2, 8, 16], name="found")),
+        ("reduction", lambda builder, x: builder.reduce_sum(x=half(builder, x), axes=[2, 3], name="found")),
+        ("reduction", lambda builder, x: builder.softmax(x=builder.reshape(x=half(builder, x), shape=[4, 256]), axis=-1, name="found")),
+        ("last_axis", lambda builder, x: builder.reshape(x=half(builder, x), shape=[1, 4, 64, 4], name="found")),
+        ("unsupported", lambda builder, x: builder.gather(x=half(builder, x), indices=np.array([1, 0], "int32"), axis=1, name="found")),
+        ("float32", lambda builder, x: builder.cast(x=builder.relu(x=x, name="found"), dtype="fp16", name="logits")),
+    ],
+)  # fmt: skip
+def test_each_rule_names_the_operator(rule: str, build: Any, tmp_path: Path) -> None:
+    found = findings(tmp_path / "program.mlpackage", (1, 4, 16, 16), build)
+    assert found[rule][0].startswith("found")
+
+
+def test_a_clean_program_has_no_findings(tmp_path: Path) -> None:
+    found = findings(
+        tmp_path / "program.mlpackage",
+        (1, 4, 16, 16),
+        lambda builder, x: builder.relu(x=half(builder, x), name="found"),
+    )
+    assert found == {}
+    assert "nothing known" in lint.format_table(())
+
+
+def test_our_packages_have_no_finding_that_is_certain_or_likely(tmp_path: Path) -> None:
+    for family in ("deit", "pvt_v2", "efficientformer_v2"):
+        found = lint.lint(saved(make_model(family), tmp_path / f"{family}.mlpackage", precision="float16"))
+        kinds = {finding.rule for finding in found}
+        assert kinds <= {"reduction", "last_axis"}  # small maps and heads of the toy sizes
+        for finding in found:
+            assert finding.source
+            assert finding.certainty in ("certain", "likely", "reported", "assumed")
+            assert finding.rule in lint.format_table(found)
