@@ -12,7 +12,7 @@ from coreml.tools import coremltools, quiet, target
 
 
 def fold(operator: str, ios: int = 15, **arguments: Any) -> Any:
-    """What coremltools itself computes for an operator of constants; a tuple for one with several results, else None."""
+    """What coremltools itself computes for an operator of constants; a tuple where it has several results."""
     coremltools()
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.mil import Function

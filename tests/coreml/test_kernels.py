@@ -156,8 +156,16 @@ def test_kernel_equals_constant_folding(operator: str, index: int) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "strides", "padding", "groups"),
-    [(1, 1, "valid", 1), (3, 1, "same", 1), (3, 2, "same", 1), (5, 2, 2, 1), (3, 1, "same", 4), (3, 2, 1, 4), (4, 4, "valid", 1)],
-)  # fmt: skip
+    [
+        (1, 1, "valid", 1),
+        (3, 1, "same", 1),
+        (3, 2, "same", 1),
+        (5, 2, 2, 1),
+        (3, 1, "same", 4),
+        (3, 2, 1, 4),
+        (4, 4, "valid", 1),
+    ],
+)
 def test_convolution_equals_tensorflow(kernel: int, strides: int, padding: Any, groups: int) -> None:
     x, outputs = noise(1, 4, 8, 12), 8
     weight, bias = noise(outputs, 4 // groups, kernel, kernel), noise(outputs)

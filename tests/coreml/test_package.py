@@ -143,7 +143,7 @@ def test_a_package_of_another_model_fails(exported: tuple[Any, Path], copy: Path
     other = make_model("deit", num_classes=4)
     result = verified(other, copy)
     assert any("The first layer that differs from Keras is patch_embedding" in failure for failure in result.failures)
-    with pytest.raises(UserError, match="takes .*1, 3, 28, 28.*, but got a picture of"):
+    with pytest.raises(UserError, match=r"takes .*1, 3, 28, 28.*, but got a picture of"):
         verify.verify(copy, make_model("deit", image_size=42), photographs((42, 42), 2))
 
 

@@ -1,6 +1,6 @@
 """Core ML packages of trained models in every variant, and of full-size models beside coremltools' own conversion.
 
-PYTHONPATH=. python benchmarks/coreml.py
+PYTHONPATH=. python benchmarks/coreml_packages.py
 
 Takes the models that benchmarks/quantization.py trained, exports each in every variant (coreml.compare) and compares
 all packages on Fashion-MNIST test images. Then converts full-size models with random weights twice, with coreml.convert
