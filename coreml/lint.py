@@ -43,7 +43,9 @@ RULES = {
         "assumed",
     ),
     "last_axis": Rule(
-        "a last axis that is short is padded to 64 bytes: 32 float16 numbers", _ANE_TRANSFORMERS, "certain"
+        "a last axis of 16 or less is padded to 64 bytes, 32 float16 numbers (from 64 kB on)",
+        _ANE_TRANSFORMERS,
+        "certain",
     ),
     "dynamic": Rule("open shapes keep a model off the Neural Engine", _COREMLTOOLS, "likely"),
     "float32": Rule("float32 operators run on CPU or GPU only", _COREMLTOOLS, "certain"),
@@ -53,7 +55,8 @@ RULES = {
 _UNSUPPORTED = {"erf", "gather", "gather_nd", "one_hot", "scatter", "topk", "where", "non_zero", "cumsum", "band_part"}
 _REDUCTIONS = {"layer_norm": "axes", "reduce_mean": "axes", "reduce_sum": "axes", "softmax": "axis"}  # and their axes
 _LONG_REDUCTION = 192
-_SHORT_AXIS = 8
+_ROW = 32  # float16 numbers in 64 bytes
+_LARGE_BYTES = 1 << 16  # small tensors may be padded: nobody notices
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,10 @@ def _broken(
         yield "float32"
     if operation.type in _REDUCTIONS and _summed(operation, shapes, constants) >= _LONG_REDUCTION:
         yield "reduction"
-    if len(shape) == 4 and 1 < (shape[3] or 0) <= _SHORT_AXIS and declared.dtype == "FLOAT16":
-        yield "last_axis"
+    if declared.dtype == "FLOAT16" and shape and 0 < (shape[-1] or 0) <= _ROW // 2:
+        padded = 2 * _ROW * int(np.prod([side or 1 for side in shape[:-1]]))
+        if padded >= _LARGE_BYTES:
+            yield "last_axis"
 
 
 def _is_end(operation: Operation, found: Package) -> bool:

@@ -26,7 +26,7 @@ PROGRAMS = {
     "tile": lambda builder, x: builder.tile(x=half(builder, x), reps=[1, 2, 1, 1], name="found"),
     "rank5": lambda builder, x: builder.reshape(x=half(builder, x), shape=[1, 4, 2, 8, 16], name="found"),
     "reduction": lambda builder, x: builder.reduce_sum(x=half(builder, x), axes=[2, 3], name="found"),
-    "last_axis": lambda builder, x: builder.reshape(x=half(builder, x), shape=[1, 4, 64, 4], name="found"),
+    "last_axis": lambda builder, x: builder.reshape(x=half(builder, x), shape=[1, 64, 16, 1], name="found"),
     "unsupported": lambda builder, x: builder.gather(x=half(builder, x), indices=FIRST_TWO, axis=1, name="found"),
     "float32": lambda builder, x: builder.cast(x=builder.relu(x=x, name="found"), dtype="fp16", name="logits"),
 }
@@ -57,11 +57,11 @@ def test_a_clean_program_has_no_findings(tmp_path: Path) -> None:
     assert "nothing known" in lint.format_table(())
 
 
-def test_our_packages_have_no_finding_that_is_certain_or_likely(tmp_path: Path) -> None:
+def test_our_packages_have_no_finding_that_they_could_avoid(tmp_path: Path) -> None:
     for family in ("deit", "pvt_v2", "efficientformer_v2"):
         found = lint.lint(saved(make_model(family), tmp_path / f"{family}.mlpackage", precision="float16"))
         kinds = {finding.rule for finding in found}
-        assert kinds <= {"reduction", "last_axis"}  # small maps and heads of the toy sizes
+        assert kinds <= {"reduction", "last_axis"}  # sums over channels, and the narrow maps of small images
         for finding in found:
             assert finding.source
             assert finding.certainty in ("certain", "likely", "reported", "assumed")

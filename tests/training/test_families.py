@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+from coreml import export as coreml_export
 from keras_models import FAMILIES
 from mobiatt_tf import data, verification
 from mobiatt_tf.interop import save_pytorch
@@ -46,7 +47,7 @@ def call(output: Path, *flags: str) -> str:
 
 
 @pytest.mark.parametrize("family", ["pvt_v2", "efficientformer_v2"])
-def test_learns_fashion_mnist_and_exports_in_one_partition(family: str, tmp_path: Path) -> None:
+def test_learns_fashion_mnist_and_passes_the_gates_of_both_exporters(family: str, tmp_path: Path) -> None:
     call(tmp_path, f"--model={family}", "--dataset=fashion_mnist", "--epochs=1")
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["images"] == 10_000
@@ -57,6 +58,13 @@ def test_learns_fashion_mnist_and_exports_in_one_partition(family: str, tmp_path
     assert exported.description.delegate_partitions == 1
     assert exported.comparison.agreement == 1
     assert exported.comparison.file_top1 > 0.82
+    # The gates of Core ML: float16, iOS 15, at least 200 real images.
+    package = coreml_export.export(model, tmp_path / "model.mlpackage", images[:200], labels[:200], ios=15)
+    comparisons = package.verification.comparisons
+    assert comparisons["typed"].max_relative_error < 1e-2
+    assert comparisons["float16"].max_relative_error < 2e-2
+    assert min(comparison.agreement for comparison in comparisons.values()) >= 0.99
+    assert comparisons["typed"].file_top1 > 0.8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
