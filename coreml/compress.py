@@ -12,12 +12,14 @@ WEIGHTS = tuple(LEAST_IOS)
 _THRESHOLD = 512
 
 
-def compress(converted: Any, weights: str) -> Any:
+def compress(converted: Any, weights: str, progress: bool = False) -> Any:
     """A copy of a coremltools `MLModel` with compressed weights.
 
     Args:
         converted: of `convert.convert`, with float weights.
-        weights: "int8" (symmetric, a scale for each output channel) or "palette8" (k-means, 256 values a tensor).
+        weights: "int8" (symmetric, a scale for each output channel) or "palette8" (k-means, 256 values a tensor; a
+            minute for DeiT tiny).
+        progress: shows coremltools' bar while it clusters.
 
     Raises:
         ValueError: another kind.
@@ -31,6 +33,6 @@ def compress(converted: Any, weights: str) -> Any:
             return optimize.linear_quantize_weights(converted, optimize.OptimizationConfig(global_config=settings))
     if weights == "palette8":
         palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=8, weight_threshold=_THRESHOLD)
-        with quiet():
+        with quiet(bars=progress):
             return optimize.palettize_weights(converted, optimize.OptimizationConfig(global_config=palette))
     raise ValueError(f"Weights {weights!r} cannot be compressed to. Choose int8 or palette8.")

@@ -55,6 +55,7 @@ def export(
     class_names: Sequence[str] | None = None,
     description: convert.Description | None = None,
     progress: bool = False,
+    least_agreement: float | None = None,
 ) -> Export:
     """Converts, saves, reads back and checks; `output` exists afterwards only if every check passed.
 
@@ -71,6 +72,7 @@ def export(
         class_names: the label of each class; None leaves labels out.
         description: of the model.
         progress: shows a bar while checking.
+        least_agreement: see `verify.verify`.
 
     Raises:
         UserError: the package does not match the model, or coremltools is missing or wrote another version.
@@ -83,11 +85,11 @@ def export(
         _check_graph(model, images[:_GRAPH_IMAGES], ios, options)
     converted = convert.convert(model, images, ios, precision, **options)
     if weights in ("int8", "palette8"):
-        converted = compress.compress(converted, weights)
+        converted = compress.compress(converted, weights, progress)
     golden = golden_path(output)
     with files.atomic_directory(output) as temporary, files.atomic_directory(golden) as temporary_golden:
         convert.save(converted, temporary, ios)
-        found = verify.verify(temporary, model, images, labels, progress)
+        found = verify.verify(temporary, model, images, labels, progress, least_agreement)
         if not found.passed:
             raise UserError(f"{output.name} was not written. " + " ".join(found.failures))
         saved = package.read(temporary)
@@ -133,7 +135,7 @@ def _check_graph(model: keras.Model, images: np.ndarray, ios: int, options: dict
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "float32.mlpackage"
         convert.save(convert.convert(model, images, ios, "float32", **options), path, ios)
-        found = verify.verify(path, model, images)
+        found = verify.verify(path, model, images, least_agreement=0.0)
     if not found.passed:
         raise UserError("The program does not match the model even in float32. " + " ".join(found.failures))
 
@@ -216,6 +218,7 @@ def main(_: Sequence[str]) -> None:
             class_names=class_names,
             description=description,
             progress=True,
+            least_agreement=None if values.checkpoint else 0.0,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

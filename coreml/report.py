@@ -45,4 +45,4 @@ def draw(title: str, layers: Sequence[Any], operators: Sequence[Any], path: Path
 
 def _drawable(value: float) -> float:
     """A number that a logarithmic axis can show."""
-    return float(np.clip(value, 1e-9, 1e9)) if np.isfinite(value) else 1e9
+    return float(np.clip(value, 1e-7, 1e9)) if np.isfinite(value) else 1e9

@@ -28,14 +28,15 @@ def coremltools() -> Any:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences coremltools' log and progress bars; errors are raised all the same."""
+def quiet(bars: bool = False) -> Iterator[None]:
+    """Silences coremltools' log and, unless `bars`, its progress bars; errors are raised all the same."""
     log = logging.getLogger("coremltools")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
         # Its progress bars and notes of scikit-learn's version; and it leaves temporary directories to the collector.
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        hidden = contextlib.nullcontext() if bars else contextlib.redirect_stderr(io.StringIO())
+        with hidden, warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(level)

@@ -28,7 +28,7 @@ def test_an_export_leaves_package_report_and_golden_vectors(tmp_path: Path) -> N
     model = make_model("deit")
     output = tmp_path / "out" / "model.mlpackage"
     names = ["shirt", "shoe", "bag", "coat"]
-    result = export.export(model, output, IMAGES, class_names=names)
+    result = export.export(model, output, IMAGES, class_names=names, least_agreement=0.0)
     assert sorted(path.name for path in output.parent.iterdir()) == [
         "model.golden",
         "model.mlpackage",
@@ -67,7 +67,9 @@ def test_metadata_is_what_xcode_shows(tmp_path: Path) -> None:
     from coreml.convert import Description
 
     description = Description("A. Author", "Apache-2.0", "1.2", "Clothes")
-    export.export(make_model("deit"), tmp_path / "model.mlpackage", IMAGES, description=description)
+    export.export(
+        make_model("deit"), tmp_path / "model.mlpackage", IMAGES, description=description, least_agreement=0.0
+    )
     metadata = package.read_specification(tmp_path / "model.mlpackage").description.metadata
     shown = (metadata.author, metadata.license, metadata.versionString, metadata.shortDescription)
     assert shown == ("A. Author", "Apache-2.0", "1.2", "Clothes")
@@ -78,7 +80,7 @@ def test_a_package_that_fails_is_not_written_and_the_old_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, output = make_model("deit"), tmp_path / "model.mlpackage"
-    export.export(model, output, IMAGES)
+    export.export(model, output, IMAGES, least_agreement=0.0)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setitem(verify.TOLERANCES["float16"], "typed", 1e-9)
     with pytest.raises(UserError, match=r"model.mlpackage was not written. In typed its logits differ"):
@@ -120,8 +122,8 @@ def test_a_quantized_model_cannot_be_compressed_twice(tmp_path: Path) -> None:
 def test_compressed_weights_are_smaller_and_match(weights: str, tmp_path: Path) -> None:
     model = make_model("efficientformer_v2")
     images = verification.photographs((32, 32), 8)
-    plain = export.export(model, tmp_path / "plain.mlpackage", images)
-    small = export.export(model, tmp_path / "small.mlpackage", images, weights=weights)
+    plain = export.export(model, tmp_path / "plain.mlpackage", images, least_agreement=0.0)
+    small = export.export(model, tmp_path / "small.mlpackage", images, weights=weights, least_agreement=0.0)
     assert small.verification.kind == weights
     assert small.ios == 16
     assert small.size_bytes < 0.75 * plain.size_bytes

@@ -55,7 +55,7 @@ def blobs(block: Any) -> dict[str, Any]:
 
 
 def verified(model: Any, path: Path) -> verify.Verification:
-    return verify.verify(path, model, photographs((28, 28), 8))
+    return verify.verify(path, model, photographs((28, 28), 8), least_agreement=0.0)
 
 
 def test_a_whole_package_passes(exported: tuple[Any, Path]) -> None:
@@ -134,6 +134,13 @@ def test_an_epsilon_that_was_set_back_is_found(
         remove_checksums(copy)
         result = verified(exported[0], copy)
         assert any("The first layer that differs from Keras is block0_norm1" in text for text in result.failures)
+
+
+def test_too_few_images_of_the_same_class_fail(exported: tuple[Any, Path]) -> None:
+    """The bounds of the logits hold here, the demand on the classes cannot."""
+    model, path = exported
+    result = verify.verify(path, model, photographs((28, 28), 4), least_agreement=1.01)
+    assert [failure for failure in result.failures if "only 100.0% of the images get the same class" in failure]
 
 
 def test_a_package_of_another_model_fails(exported: tuple[Any, Path], copy: Path) -> None:
