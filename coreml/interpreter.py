@@ -111,7 +111,10 @@ class Interpreter:
 
     def _as_declared(self, result: np.ndarray, declared: TensorType, where: str) -> np.ndarray:
         shape = declared.shape or ()
-        if result.shape != shape:
+        fits = len(result.shape) == len(shape) and all(
+            side in (actual, None) for side, actual in zip(shape, result.shape, strict=True)
+        )
+        if not fits:
             raise UserError(f"{where} gives {result.shape}, but declares {shape}.")
         dtype = declared.numpy_dtype
         if dtype not in (np.float16, np.float32):

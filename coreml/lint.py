@@ -21,7 +21,7 @@ from mobiatt_tf import cli, files
 _Shape = tuple[int | None, ...] | None
 
 _ANE_TRANSFORMERS = "Apple, Deploying Transformers on the Apple Neural Engine (2022) and apple/ml-ane-transformers"
-_HOLLEMANS = "hollance/neural-engine, docs/unsupported-layers.md and docs/is-model-using-ane.md"
+_HOLLEMANS = "hollance/neural-engine, docs/unsupported-layers.md, which calls some of it guesses"
 _COREMLTOOLS = "coremltools documentation, Typed Execution and Flexible Input Shapes"
 
 
@@ -37,9 +37,10 @@ RULES = {
     "rank": Rule("tensors of rank above 5 are refused by Core ML", "coremltools, MIL type inference", "certain"),
     "rank5": Rule("tensors of rank 5 leave the Neural Engine, which works on 4 axes", _ANE_TRANSFORMERS, "likely"),
     "transpose": Rule("transposes copy memory; the layout (B, C, 1, S) needs none", _ANE_TRANSFORMERS, "likely"),
-    "tile": Rule("tile and gather fall back to the CPU for many factors", _HOLLEMANS, "reported"),
+    "tile": Rule("tile copies what broadcasting would not", "the definitions of MIL's operators", "assumed"),
     "reduction": Rule(
-        "sums over 192 numbers or more lose digits in float16, if they are kept in it", "measured here, mode float16",
+        "sums over 192 numbers or more lose digits in float16, if they are kept in it",
+        "coreml.verify, mode float16",
         "assumed",
     ),
     "last_axis": Rule(
@@ -49,10 +50,12 @@ RULES = {
     ),
     "dynamic": Rule("open shapes keep a model off the Neural Engine", _COREMLTOOLS, "likely"),
     "float32": Rule("float32 operators run on CPU or GPU only", _COREMLTOOLS, "certain"),
-    "unsupported": Rule("operators that were seen to leave the Neural Engine", _HOLLEMANS, "reported"),
-}  # fmt: skip
+    "unsupported": Rule(
+        "gathers, dilated convolutions and recurrent layers were seen to leave it", _HOLLEMANS, "reported"
+    ),
+}
 
-_UNSUPPORTED = {"erf", "gather", "gather_nd", "one_hot", "scatter", "topk", "where", "non_zero", "cumsum", "band_part"}
+_UNSUPPORTED = {"gather", "gather_along_axis", "gather_nd", "gru", "lstm", "rnn"}
 _REDUCTIONS = {"layer_norm": "axes", "reduce_mean": "axes", "reduce_sum": "axes", "softmax": "axis"}  # and their axes
 _LONG_REDUCTION = 192
 _ROW = 32  # float16 numbers in 64 bytes
@@ -98,7 +101,7 @@ def _broken(
         yield "transpose"
     if operation.type == "tile":
         yield "tile"
-    if operation.type in _UNSUPPORTED:
+    if operation.type in _UNSUPPORTED or _dilated(operation, constants):
         yield "unsupported"
     if declared.dtype == "FLOAT32" and operation.type not in ("cast", "classify") and not _is_end(operation, found):
         yield "float32"
@@ -108,6 +111,12 @@ def _broken(
         padded = 2 * _ROW * int(np.prod([side or 1 for side in shape[:-1]]))
         if padded >= _LARGE_BYTES:
             yield "last_axis"
+
+
+def _dilated(operation: Operation, constants: dict[str, Any]) -> bool:
+    rates = operation.arguments.get("dilations") if operation.type == "conv" else None
+    rates = constants.get(rates.name) if isinstance(rates, Reference) else rates
+    return rates is not None and bool(np.max(rates) > 1)
 
 
 def _is_end(operation: Operation, found: Package) -> bool:
