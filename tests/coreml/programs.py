@@ -24,15 +24,14 @@ def fold(operator: str, ios: int = 15, **arguments: Any) -> Any:
         return found.val
 
 
-def save(
-    path: Path, shape: tuple[int, ...], build: Callable[[Any, Any], Any], ios: int = 15, dtype: Any = None
-) -> Path:
-    """A package of one array "x" and whatever `build(builder, x)` makes of it, saved to `path`."""
+def save(path: Path, shape: tuple[int | None, ...], build: Callable[[Any, Any], Any]) -> Path:
+    """A package for iOS 15 of one array "x" and whatever `build(builder, x)` makes of it; None is a side of 1 to 64."""
     ct = coremltools()
     from coremltools.converters.mil import Builder
-    from coremltools.converters.mil.mil import Function, Program
+    from coremltools.converters.mil.mil import Function, Program, get_new_symbol
 
-    with Function({"x": Builder.placeholder(shape=shape, dtype=dtype)}, opset_version=target(ios)) as function:
+    sides = [get_new_symbol() if side is None else side for side in shape]
+    with Function({"x": Builder.placeholder(shape=sides)}, opset_version=target(15)) as function:
         outputs = build(Builder, function.inputs["x"])
         function.set_outputs(list(outputs) if isinstance(outputs, tuple | list) else [outputs])
     program = Program()
@@ -41,7 +40,8 @@ def save(
         converted = ct.convert(
             program,
             convert_to="mlprogram",
-            minimum_deployment_target=target(ios),
+            minimum_deployment_target=target(15),
+            inputs=[ct.TensorType("x", shape=[ct.RangeDim(1, 64) if side is None else side for side in shape])],
             compute_precision=ct.precision.FLOAT32,
             pass_pipeline=ct.PassPipeline.CLEANUP,
             skip_model_load=True,

@@ -51,6 +51,13 @@ def test_a_long_softmax_is_a_reduction(tmp_path: Path) -> None:
     assert findings(tmp_path / "program.mlpackage", (1, 4, 16, 16), build)["reduction"][0].startswith("found")
 
 
+def test_open_shapes_are_named_and_run(tmp_path: Path) -> None:
+    path = tmp_path / "program.mlpackage"
+    assert findings(path, (1, 4, None), lambda builder, x: builder.relu(x=x, name="found"))["dynamic"] == ("found",)
+    x = np.array([[[-1.0, 2.0]] * 4], "float32")
+    np.testing.assert_array_equal(programs.run(path, x)["found"], np.maximum(x, 0))
+
+
 def test_a_clean_program_has_no_findings(tmp_path: Path) -> None:
     found = findings(
         tmp_path / "program.mlpackage",
