@@ -19,6 +19,13 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)  # 65504
 FLOAT16_TINY = 2.0**-24  # the smallest positive number of float16
 
 
+class Correction(NamedTuple):
+    """The Keras tensor is variable * factor + offset, both float64 [C]."""
+
+    factor: np.ndarray
+    offset: np.ndarray
+
+
 @dataclass(frozen=True)
 class Value:
     """A variable of the program that stands for a tensor of the Keras model.
@@ -26,10 +33,12 @@ class Value:
     Attributes:
         var: the variable; it holds the Keras tensor times 2^-exponent.
         exponent: see `streams`.
+        correction: what the image still lacks of its normalisation; only convolutions take it in.
     """
 
     var: Any
     exponent: int = 0
+    correction: "Correction | None" = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,6 +97,14 @@ class Graph:
             options: `strides` (1), `padding` ("valid", "same" or a width on all four sides), `groups` (1), `int8`
                 (False: whether the kernel is on a grid of 127 steps for each output channel and stored so).
         """
+        correction = x.correction
+        if correction is not None:
+            if options.get("groups", 1) > 1 or options.get("int8"):
+                x = self.corrected(x)
+            else:  # [out, C, height, width]
+                shift = np.einsum("ochw,c->o", kernel, correction.offset)
+                bias = shift if bias is None else bias + shift
+                kernel = kernel * correction.factor[None, :, None, None]
         strides, padding = options.get("strides", 1), options.get("padding", "valid")
         pad = {"pad_type": padding} if isinstance(padding, str) else {"pad_type": "custom", "pad": [padding] * 4}
         factor = 2.0 ** (x.exponent - exponent)
@@ -148,6 +165,7 @@ class Graph:
         """Rounds to int8 and back, as a trained `FakeQuantize` does; the value itself without one."""
         if quantizer is None:
             return x
+        x = self.corrected(x)
         steps = affine(quantizer)
         scale = self.const(steps.scale * 2.0**-x.exponent, f"the range of {quantizer.path}")
         zero_point = np.int8(steps.zero_point)
@@ -160,6 +178,14 @@ class Graph:
         floats = self.builder.dequantize(input=codes, scale=scale, zero_point=zero_point, name=name)
         self._rounded[key] = Value(floats, x.exponent)
         return self._rounded[key]
+
+    def corrected(self, x: Value) -> Value:
+        """The value with its correction done, for what is no convolution."""
+        if x.correction is None:
+            return x
+        factor, offset = (self.const(part[None, :, None, None], "the image") for part in x.correction)
+        scaled = self.builder.mul(x=x.var, y=factor, name=f"{x.var.name}_scaled")
+        return Value(self.builder.add(x=scaled, y=offset, name=f"{x.var.name}_normalized"), x.exponent)
 
     def reshape(self, x: Value, shape: tuple[int, ...], name: str) -> Value:
         """The same numbers in another shape."""

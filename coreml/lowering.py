@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from coreml import attention
-from coreml.graph import Graph, Value, numpy
+from coreml.graph import Correction, Graph, Value, numpy
 from coreml.projections import activate, project
 from coreml.streams import choose_exponents
 from coreml.tools import coremltools, target
@@ -24,6 +24,9 @@ from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES
 
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 _STREAM_IMAGES = 16
+_IMAGE_SCALE = 2.0**-6  # about 1 / deviation
+# Layers that begin with a convolution, which can take in the rest of the image's normalisation.
+_CONVOLUTIONS = (keras.layers.Conv2D, layers.ConvBN, layers.OverlapPatchEmbedding, layers.PatchEmbedding)
 
 
 def lower(model: keras.Model, images: np.ndarray, ios: int, float16: bool) -> tuple[Any, dict[str, Any]]:
@@ -56,12 +59,14 @@ def lower(model: keras.Model, images: np.ndarray, ios: int, float16: bool) -> tu
 
     with function_type(inputs, opset_version=target(ios)) as function:
         graph = Graph(builder, float16)
-        values: dict[int, Value] = {id(model.inputs[0]): _normalized(graph, function.inputs[INPUT])}
+        values: dict[int, Value] = {id(model.inputs[0]): _image(graph, function.inputs[INPUT])}
         for operation in model.operations:
             if isinstance(operation, keras.layers.InputLayer):
                 continue
             arguments = [values[id(tensor)] for tensor in keras.tree.flatten(operation.input)]
             graph.exponent = exponents.get(id(operation.output), 0)
+            if not isinstance(operation, _CONVOLUTIONS):
+                arguments = [graph.corrected(argument) for argument in arguments]
             result = _rule(operation)(graph, operation, *arguments)
             if result.exponent != graph.exponent:
                 raise AssertionError(f"{operation.name} has exponent {result.exponent} instead of {graph.exponent}.")
@@ -99,14 +104,20 @@ def _program_types() -> tuple[Any, Any]:
     return Function, Program
 
 
-def _normalized(graph: Graph, image: Any) -> Value:
-    """The image 0..255 as the model was trained on it. float16 holds image - mean exactly to 1/8, then it is scaled."""
+def _image(graph: Graph, image: Any) -> Value:
+    """The image 0..255, centred and scaled so that float16 holds it well.
+
+    The mean is rounded to 1/16 and the scale is a power of two: both exact in float16, where the true ones would shift
+    every pixel of a channel by the same rounding error. The first convolution takes in what is left. Where it pads, it
+    pads with zeros of the centred image, so that the shift (2e-4) misses at the border only.
+    """
+    mean, deviation = np.asarray(IMAGENET_MEAN) * 255, np.asarray(IMAGENET_STD) * 255
     builder = graph.builder
+    rounded = np.round(mean * 16) / 16 if graph.float16 else mean
     x = builder.cast(x=image, dtype="fp16", name="image_float16") if graph.float16 else image
-    mean = graph.const(np.reshape(IMAGENET_MEAN, (1, 3, 1, 1)) * 255, "the mean of the images")
-    scale = graph.const(1 / (np.reshape(IMAGENET_STD, (1, 3, 1, 1)) * 255), "the deviation of the images")
-    x = builder.sub(x=x, y=mean, name="image_centred")
-    return Value(builder.mul(x=x, y=scale, name="image_normalized"))
+    x = builder.sub(x=x, y=graph.const(rounded[None, :, None, None], "the mean of the images"), name="image_centred")
+    x = builder.mul(x=x, y=graph.dtype(_IMAGE_SCALE), name="image_scaled")
+    return Value(x, correction=Correction(1 / (deviation * _IMAGE_SCALE), (rounded - mean) / deviation))
 
 
 def _outputs(graph: Graph, heads: Sequence[Value]) -> list[Any]:
