@@ -117,7 +117,7 @@ def linear_mixing(graph: Graph, query: Any, key: Any, value: Any, name: str, eps
 
 def lower_attention(graph: Graph, layer: layers.ProjectedAttention, query: Value, *others: Value) -> Value:
     """Any of `mobiatt_tf.layers.ATTENTIONS`, on tokens or maps; keys and values may be others."""
-    name = layer.name
+    name = graph.name
     key = others[0] if others else query
     value = others[1] if len(others) > 1 else key
     query_heads, key_heads, value_heads = (
@@ -138,7 +138,7 @@ def lower_attention(graph: Graph, layer: layers.ProjectedAttention, query: Value
 
 def lower_conv_attention(graph: Graph, layer: layers.ConvAttention, x: Value) -> Value:
     """EfficientFormerV2's attention, with Mobile-Attention or with biased softmax and talking heads."""
-    name = layer.name
+    name = graph.name
     if layer.strides > 1:
         x = project(graph, layer.stride_conv, x, f"{name}_stride_conv")
     value = project(graph, layer.value, x, f"{name}_value")
@@ -165,7 +165,7 @@ def lower_conv_attention(graph: Graph, layer: layers.ConvAttention, x: Value) ->
 
 def lower_downsampling_attention(graph: Graph, layer: layers.DownsamplingConvAttention, x: Value) -> Value:
     """EfficientFormerV2's attention of every second pixel over all."""
-    name = layer.name
+    name = graph.name
     coarse = project(graph, layer.query_local, x, f"{name}_query_local")  # [1, C, H/2, W/2]
     value = project(graph, layer.value, x, f"{name}_value")
     query = split_heads(
@@ -180,7 +180,7 @@ def lower_downsampling_attention(graph: Graph, layer: layers.DownsamplingConvAtt
 
 def _finish(graph: Graph, layer: Any, mixed: Any, value: Value, upsampling: int) -> Value:
     """What follows the mixing in both: add the local convolution of the values, enlarge, GELU, project."""
-    name, builder = layer.name, graph.builder
+    name, builder = graph.name, graph.builder
     local = project(graph, layer.value_local, value, f"{name}_value_local")  # [1, C, h, w]
     merged = graph.reshape(Value(mixed), local.shape, f"{name}_merged")
     x = builder.add(x=merged.var, y=local.var, name=f"{name}_with_local")

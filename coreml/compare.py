@@ -7,6 +7,7 @@ float32, float16, int8 weights, a palette of 256 values, W8A8 calibrated on trai
 W8A8 with the ranges and kernels that tflite.qat trained. Each package is checked as `coreml.export` does.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def compare(
     calibration_images: int = 512,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Writes the packages that pass, compare.json and compare.png into `output_dir`.
+    """Writes the packages that pass, compare.json and compare.png; removes older packages that pass no more.
 
     Args:
         model: float classifier of a dataset.
@@ -57,7 +58,7 @@ def compare(
         the float Keras model (in declared types); "refused" with the reason of each package that did not pass.
 
     Raises:
-        UserError: a model that does not fit the dataset.
+        UserError: no package passed, or the disk is full.
     """
     size = model.input_shape[1:3]
     images, labels = verification.dataset_images(dataset, size, check_images)
@@ -79,10 +80,16 @@ def compare(
                 source, path, images, labels, precision=precision, weights=weights,
                 class_names=dataset.class_names, progress=progress,
             )  # fmt: skip
-        except UserError as error:
+        except verify.RefusedError as error:
             refused[name] = str(error)
+            for leftover in (path, export.golden_path(path)):  # of an earlier call: it would seem to have passed
+                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in verify.report_paths(path):
+                leftover.unlink(missing_ok=True)
             continue
         rows[name] = row(result, expected, labels, pictures)
+    if not rows:
+        raise UserError("No package passed. " + " ".join(f"{name}: {reason}" for name, reason in refused.items()))
     found = {"dataset": dataset.name, "images": len(images), "rows": rows, "refused": refused}
     files.write_json(output_dir / "compare.json", found)
     draw(found, output_dir / "compare.png")
@@ -104,6 +111,7 @@ def row(result: export.Export, expected: np.ndarray, labels: np.ndarray, picture
         logits = np.stack([interpreter(picture)[output].reshape(-1) for picture in pictures])
         against = verification.compare(expected, logits, labels, tolerance=np.inf)
         agreement, error, top1 = against.agreement, against.max_relative_error, against.file_top1
+    tightest = result.verification.tightest
     return {
         "ios": result.ios,
         "size_bytes": result.size_bytes,
@@ -114,7 +122,7 @@ def row(result: export.Export, expected: np.ndarray, labels: np.ndarray, picture
         "keras_top1": float(np.mean(expected.argmax(-1) == labels)),
         "own_error": own.max_relative_error,
         "own_agreement": own.agreement,
-        "headroom": result.verification.tightest.headroom,
+        "headroom": tightest.headroom if tightest else None,
     }
 
 

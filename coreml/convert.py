@@ -12,7 +12,7 @@ import numpy as np
 
 from coreml import package
 from coreml.lowering import INPUT, PROBABILITIES, lower
-from coreml.tools import SPECIFICATION_VERSIONS, coremltools, quiet, target
+from coreml.tools import SPECIFICATION_VERSIONS, coremltools, quiet, target, writing
 from mobiatt_tf.errors import UserError
 
 PRECISIONS = ("float16", "float32")
@@ -35,6 +35,7 @@ def convert(
     precision: str = "float16",
     class_names: Sequence[str] | None = None,
     description: Description | None = None,
+    scaled: bool | None = None,
 ) -> Any:
     """A coremltools `MLModel` of a classifier; nothing is checked yet.
 
@@ -45,13 +46,16 @@ def convert(
         precision: "float16" or "float32".
         class_names: the label of each class; None leaves labels out.
         description: of the model.
+        scaled: see `lowering.lower`.
 
     Raises:
-        ValueError: an unknown target or precision, a layer that cannot be exported, labels that do not fit.
+        ValueError: an unknown target or precision, no images, a layer that cannot be exported, labels that do not fit.
         UserError: coremltools is missing, or wrote another specification version than the one asked for.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"There is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+    if not len(images):
+        raise ValueError("There are no images: the scale of the residual streams is chosen on real ones.")
     ct = coremltools()
     classes = (
         int(model.output_shape[-1]) if not isinstance(model.output_shape, list) else int(model.output_shape[0][-1])
@@ -60,10 +64,15 @@ def convert(
     if class_names is not None:
         if len(class_names) != classes:
             raise ValueError(f"The model has {classes} classes, but {len(class_names)} labels were given.")
+        twice = sorted({name for name in class_names if not name.strip() or list(class_names).count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"Labels must be different and not empty, but there are several {twice}: one would be lost."
+            )
         labels = ct.ClassifierConfig(list(class_names), predicted_probabilities_output=PROBABILITIES)
-    program, names = lower(model, images, ios, precision == "float16")
+    program, names = lower(model, images, ios, precision == "float16", scaled)
     height, width = model.input_shape[1:3]
-    with quiet():
+    with quiet(), writing("The temporary package"):
         converted = ct.convert(
             program,
             convert_to="mlprogram",
@@ -112,7 +121,7 @@ def save(converted: Any, path: Path, ios: int) -> None:
     """
     _check_version(converted, ios)
     remove(path)
-    with quiet():
+    with quiet(), writing("The package"):
         converted.save(str(path))
     sums = package.checksums(path)
     file = path / package.PROGRAM

@@ -8,7 +8,6 @@ the classes have names, a label. Beside it stand X.mlpackage.json and .png with 
 pictures and their logits, by which the app in coreml/ios checks a phone.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from absl import flags
 
 from coreml import compress, convert, lint, package, verify
 from coreml.interpreter import Interpreter, logits_output
+from coreml.lowering import least_ios
 from coreml.tools import SPECIFICATION_VERSIONS
 from keras_models.command_line import define_check_flags, define_model_flags, model_from_flags
 from mobiatt_tf import cli, data, files, quantization, verification
@@ -28,6 +28,7 @@ from mobiatt_tf.errors import UserError
 
 _GOLDEN_IMAGES = 4
 _GRAPH_IMAGES = 8  # on which the program is checked in float32, before its precision is reduced
+_GRAPH_ERROR = 1e-3  # of every layer there; seen: 1e-5, also where activations are rounded to int8
 _CALIBRATION_IMAGES = 512
 
 
@@ -75,10 +76,13 @@ def export(
         least_agreement: see `verify.verify`.
 
     Raises:
-        UserError: the package does not match the model, or coremltools is missing or wrote another version.
+        RefusedError: the package does not match the model (a `UserError`).
+        UserError: coremltools is missing or wrote another version, or the disk is full.
         ValueError: an argument that is not allowed, or a model that cannot be exported.
     """
     output = Path(output)
+    if output.suffix != ".mlpackage":
+        raise ValueError(f"A Core ML package must end in .mlpackage, but {output.name} does not.")
     ios = _deployment_target(model, weights, ios)
     options: dict[str, Any] = {"class_names": class_names, "description": description}
     if precision == "float16":
@@ -87,28 +91,22 @@ def export(
     if weights in ("int8", "palette8"):
         converted = compress.compress(converted, weights, progress)
     golden = golden_path(output)
+    if golden.exists() and not (golden / "golden.json").is_file():
+        raise UserError(f"{golden} is there and was not written by an export. Choose another output.")
     with files.atomic_directory(output) as temporary, files.atomic_directory(golden) as temporary_golden:
         convert.save(converted, temporary, ios)
-        found = verify.verify(temporary, model, images, labels, progress, least_agreement)
+        try:
+            found = verify.verify(temporary, model, images, labels, progress, least_agreement)
+        except UserError as error:  # it names the temporary package
+            raise verify.RefusedError(
+                f"{output.name} was not written. {error}".replace(str(temporary), "It")
+            ) from error
         if not found.passed:
-            raise UserError(f"{output.name} was not written. " + " ".join(found.failures))
+            raise verify.RefusedError(f"{output.name} was not written. " + " ".join(found.failures))
         saved = package.read(temporary)
         _write_golden(saved, output.name, verify.as_pixels(images[:_GOLDEN_IMAGES]), temporary_golden)
-        for path in verify.report_paths(output):
-            path.unlink(missing_ok=True)  # no moment at which a new package stands beside an old report
-    findings = lint.lint(saved)
-    operators = sum(operation.type not in ("const", "classify") for operation in saved.operations)
-    result = Export(output, ios, found, findings, operators, saved.size_bytes)
-    verify.write_report(
-        output,
-        found,
-        ios=ios,
-        specification_version=saved.specification_version,
-        size_bytes=saved.size_bytes,
-        operators=operators,
-        findings=[dataclasses.asdict(finding) for finding in findings],
-    )
-    return result
+        verify.write_report(output, found, saved)
+    return Export(output, ios, found, lint.lint(saved), saved.operator_count, saved.size_bytes)
 
 
 def golden_path(output: Path) -> Path:
@@ -119,14 +117,15 @@ def golden_path(output: Path) -> Path:
 def _deployment_target(model: keras.Model, weights: str, ios: int | None) -> int:
     if weights not in compress.WEIGHTS:
         raise ValueError(f"There are no weights {weights!r}. Choose one of {', '.join(compress.WEIGHTS)}.")
-    quantized = quantization.is_quantized(model)
-    if quantized and weights not in ("float", "w8a8"):
+    policy = quantization.policy_of(model)
+    if policy is not None and weights not in ("float", "w8a8"):
         raise ValueError(f"The model is quantized already: its weights cannot become {weights} as well.")
-    if weights == "w8a8" and not quantized:
+    if weights == "w8a8" and (policy is None or not policy.activations):
         raise ValueError("w8a8 needs a quantized model: see mobiatt_tf.quantization.calibrated_copy, or tflite.qat.")
-    least = compress.LEAST_IOS["w8a8" if quantized else weights]
+    least = max(compress.LEAST_IOS[weights], least_ios(model))
     if ios is not None and ios < least:
-        raise ValueError(f"{'w8a8' if quantized else weights} weights need iOS {least}, but iOS {ios} was asked for.")
+        what = f"{weights} weights need" if policy is None else f"A model quantized to {policy.name} needs"
+        raise ValueError(f"{what} iOS {least}, but iOS {ios} was asked for.")
     return least if ios is None else ios
 
 
@@ -134,10 +133,12 @@ def _check_graph(model: keras.Model, images: np.ndarray, ios: int, options: dict
     """The same program in float32 must match the model to 1e-4: what float16 adds is then rounding alone."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "float32.mlpackage"
-        convert.save(convert.convert(model, images, ios, "float32", **options), path, ios)
+        convert.save(convert.convert(model, images, ios, "float32", **options, scaled=True), path, ios)
         found = verify.verify(path, model, images, least_agreement=0.0)
-    if not found.passed:
-        raise UserError("The program does not match the model even in float32. " + " ".join(found.failures))
+    wrong = next((layer for layer in found.layers if not layer.least_error <= _GRAPH_ERROR), None)
+    failures = [*found.failures, *([f"The layer {wrong.name} differs by {wrong.least_error:.1e}."] if wrong else [])]
+    if failures:
+        raise verify.RefusedError("The program does not match the model even in float32. " + " ".join(failures))
 
 
 def _write_golden(saved: package.Package, name: str, pixels: np.ndarray, directory: Path) -> None:
@@ -178,7 +179,10 @@ def _class_names(dataset: str | None, labels: str | None, cache_dir: str | None,
         path = files.user_path(labels)
         if not path.is_file():
             raise UserError(f"There is no file {path}. --labels names a text file with one label a line.")
-        names = path.read_text().splitlines()
+        try:
+            names = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not a text file in UTF-8 ({error.reason}).") from error
         if len(names) != classes:
             raise UserError(f"{path} has {len(names)} labels, but the model has {classes} classes.")
         return names
@@ -200,6 +204,8 @@ def main(_: Sequence[str]) -> None:
     )
     dataset_name = values.dataset or verification.dataset_of_run(values.checkpoint)
     if values.weights == "w8a8" and not quantization.is_quantized(model):
+        if dataset_name is None:
+            raise UserError("Give --dataset: the ranges of w8a8 are set on its training images.")
         dataset = verification.dataset_of(values.checkpoint, dataset_name, values.cache_dir)
         model = quantization.calibrated_copy(model, "int8", dataset, _CALIBRATION_IMAGES)
         print(f"Calibrated on {min(_CALIBRATION_IMAGES, len(dataset.train))} training images of {dataset.name}.")

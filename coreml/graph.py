@@ -66,6 +66,7 @@ class Graph:
         self.float16 = float16
         self.dtype: Any = np.float16 if float16 else np.float32
         self.exponent = 0  # that the layer being lowered must give its output
+        self.name = ""  # of the layer being lowered, as it is in the program
         self._rounded: dict[tuple[str, float, int], Value] = {}  # by variable and steps
 
     def const(self, values: Any, name: str) -> np.ndarray:
@@ -139,6 +140,9 @@ class Graph:
     def layer_norm(self, x: Value, layer: keras.layers.LayerNormalization, name: str, exponent: int = 0) -> Value:
         """LayerNorm over the channels of [1, C, H, W]; the exponent of its input goes into epsilon.
 
+        In float16 epsilon cannot be smaller than 2^-24, else 0 is divided by 0: DeiT's 1e-6 is held up to k = 2. Above,
+        tokens of very small variance come out smaller, which the verification measures.
+
         Keras writes it as a dozen primitive operators. coremltools 9 does not recognise them, and in float16 their
         square overflows, silently: the model then gives the same logits for every image.
 
@@ -156,7 +160,7 @@ class Graph:
             axes=[1],
             gamma=self.const(gamma * 2.0**-exponent, layer.path),
             beta=self.const(beta * 2.0**-exponent, layer.path),
-            epsilon=self.dtype(max(epsilon, FLOAT16_TINY) if self.float16 else epsilon),  # 0 would divide 0 by 0
+            epsilon=self.dtype(max(epsilon, FLOAT16_TINY) if self.float16 else epsilon),
             name=name,
         )
         return Value(var, exponent)
@@ -205,8 +209,6 @@ def affine(quantizer: FakeQuantize) -> Affine:
     low, high = quantizer.range
     if not low < high:
         raise ValueError(f"{quantizer.path} is not calibrated: call mobiatt_tf.quantization.calibrate first.")
-    if quantizer.symmetric:  # narrow range: codes -127 to 127
-        return Affine((high - low) / 254, 0)
     scale = (high - low) / 255
     return Affine(scale, int(np.clip(np.round(-low / scale), 0, 255)) - 128)
 

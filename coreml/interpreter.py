@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from coreml.kernels import KERNELS
-from coreml.package import Operation, Package, Reference, TensorType
+from coreml.kernels import KERNELS, compute
+from coreml.package import DAMAGE, Operation, Package, Reference, TensorType
 from coreml.rounding import Rounding
 from mobiatt_tf.data import normalize
-from mobiatt_tf.errors import UserError
+from mobiatt_tf.errors import UserError, first_line
 
 # How floats are kept: "float32" ignores the declared types, "typed" rounds each result to its declared type, "float16"
 # also rounds what operators compute inside (see `Rounding`).
@@ -45,7 +45,7 @@ class Interpreter:
         self._steps: list[Operation] = []
         for operation in package.operations:
             if operation.type == "const":
-                self._constants[operation.outputs[0][0]] = _readable(operation.arguments["val"])
+                self._constants[operation.outputs[0][0]] = _readable(operation.arguments.get("val"))
             elif operation.type.startswith("constexpr"):
                 self._constants[operation.outputs[0][0]] = self._run(operation, self._constants)[0][0]
             elif operation.type != "classify":  # it only looks up names
@@ -92,15 +92,15 @@ class Interpreter:
 
     def _run(self, operation: Operation, values: dict[str, Any]) -> tuple[tuple[np.ndarray, ...], float]:
         rounding = Rounding(self.mode == "float16" and operation.outputs[0][1].dtype == "FLOAT16")
-        arguments = {name: _resolve(value, values) for name, value in operation.arguments.items()}
         where = f"The operator {operation.name} ({operation.type}) of {self.package.path}"
         try:
+            arguments = {name: _resolve(value, values) for name, value in operation.arguments.items()}
             with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # infinities show in the report
-                results = KERNELS[operation.type](arguments, rounding)
-        except (NotImplementedError, KeyError) as error:
+                results = compute(operation.type, arguments, rounding)
+        except NotImplementedError as error:
             raise UserError(f"{where} is used in a way that cannot be verified here: {error}.") from error
-        except (ValueError, IndexError, TypeError) as error:
-            raise UserError(f"{where} does not fit its inputs: {error}.") from error
+        except DAMAGE as error:
+            raise UserError(f"{where} does not fit its inputs: {type(error).__name__}, {first_line(error)}.") from error
         outputs = results if isinstance(results, tuple) else (results,)
         if len(outputs) != len(operation.outputs):
             raise UserError(f"{where} declares {len(operation.outputs)} results, but has {len(outputs)}.")

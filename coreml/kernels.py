@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import erf
 
-from coreml.rounding import Rounding
-
-Arguments = dict[str, Any]
+from coreml import spatial
+from coreml.rounding import Arguments, Rounding
 
 
 def _axes(x: np.ndarray, axes: Any) -> tuple[int, ...]:
@@ -104,97 +102,6 @@ def _linear(arguments: Arguments, rounding: Rounding) -> np.ndarray:
     return result + arguments["bias"] if arguments.get("bias") is not None else result
 
 
-def _padding(
-    arguments: Arguments, sides: Sequence[int], kernel: Sequence[int], strides: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Zeros before and after the rows and the columns."""
-    kind = arguments.get("pad_type", "valid")
-    if kind == "valid":
-        return [(0, 0)] * len(sides)
-    if kind == "custom":
-        pad = [int(width) for width in arguments["pad"]]
-        return list(zip(pad[::2], pad[1::2], strict=True))
-    if kind not in ("same", "same_lower"):
-        raise NotImplementedError(f"pad_type {kind!r}")
-    widths = []
-    for side, extent, stride in zip(sides, kernel, strides, strict=True):
-        total = max((-(-side // stride) - 1) * stride + extent - side, 0)
-        first = total // 2 if kind == "same" else total - total // 2
-        widths.append((first, total - first))
-    return widths
-
-
-def _windows(
-    x: np.ndarray, kernel: Sequence[int], strides: Sequence[int], padding: list[tuple[int, int]], fill: float = 0.0
-) -> np.ndarray:
-    """[1, C, H, W] to the windows of a kernel, a view [1, C, H', W', height, width] of the padded map."""
-    padded = np.pad(x, [(0, 0), (0, 0), *padding], constant_values=fill)
-    return sliding_window_view(padded, tuple(kernel), axis=(2, 3))[:, :, :: strides[0], :: strides[1]]
-
-
-def _conv(arguments: Arguments, rounding: Rounding) -> np.ndarray:
-    x, weight = arguments["x"], arguments["weight"]  # [1, C, H, W], [out, C / groups, height, width]
-    groups = int(arguments.get("groups", 1))
-    strides = [int(step) for step in arguments.get("strides", (1, 1))]
-    if any(int(rate) != 1 for rate in arguments.get("dilations", (1, 1))):
-        raise NotImplementedError("dilated convolution")
-    if x.ndim != 4:
-        raise NotImplementedError(f"convolution of rank {x.ndim}")
-    kernel = weight.shape[2:]
-    windows = _windows(x, kernel, strides, _padding(arguments, x.shape[2:], kernel, strides))
-    batch, channels, height, width = windows.shape[:4]
-    columns = windows.transpose(0, 1, 4, 5, 2, 3)  # [1, C, h, w, H', W']
-    columns = columns.reshape(batch, groups, channels // groups * kernel[0] * kernel[1], height * width)
-    rows = weight.reshape(1, groups, len(weight) // groups, -1)  # [1, groups, out / groups, C / groups * h * w]
-    result = rounding.matmul(rows, columns).reshape(batch, len(weight), height, width)
-    bias = arguments.get("bias")
-    return result if bias is None else result + bias.reshape(1, -1, 1, 1)
-
-
-def _pool(largest: bool) -> Callable[..., np.ndarray]:
-    def kernel(arguments: Arguments, rounding: Rounding) -> np.ndarray:
-        x = arguments["x"]
-        sizes = [int(size) for size in arguments["kernel_sizes"]]
-        strides = [int(step) for step in arguments.get("strides", (1, 1))]
-        if arguments.get("ceil_mode", False):
-            raise NotImplementedError("pooling with ceil_mode")
-        padding = _padding(arguments, x.shape[2:], sizes, strides)
-        if largest:
-            return _windows(x, sizes, strides, padding, -np.inf).max(axis=(4, 5))
-        total = rounding.sum(_windows(x, sizes, strides, padding), (4, 5))[..., 0, 0]
-        if not arguments.get("exclude_padding_from_average", False):
-            return total / np.float32(sizes[0] * sizes[1])
-        return total / _windows(np.ones_like(x), sizes, strides, padding).sum(axis=(4, 5))
-
-    return kernel
-
-
-def _upsample_bilinear(arguments: Arguments, rounding: Rounding) -> np.ndarray:
-    x = arguments["x"]
-    for axis, factor in ((2, arguments["scale_factor_height"]), (3, arguments["scale_factor_width"])):
-        side = x.shape[axis]
-        target = int(np.floor(side * float(factor)))
-        if arguments.get("align_corners", True):
-            places = np.arange(target) * ((side - 1) / max(target - 1, 1))
-        else:
-            places = np.clip((np.arange(target) + 0.5) * (side / target) - 0.5, 0, side - 1)
-        low = np.floor(places).astype(int)
-        share = (places - low).astype(np.float32)
-        shape = [-1 if dimension == axis else 1 for dimension in range(4)]
-        below, above = np.take(x, low, axis), np.take(x, np.minimum(low + 1, side - 1), axis)
-        x = rounding(below + (above - below) * share.reshape(shape))
-    return x
-
-
-def _upsample_nearest(arguments: Arguments, rounding: Rounding) -> np.ndarray:
-    x = arguments["x"]
-    for axis, factor in ((2, arguments["scale_factor_height"]), (3, arguments["scale_factor_width"])):
-        if float(factor) != int(factor):
-            raise NotImplementedError("upsampling by a fraction")
-        x = np.repeat(x, int(factor), axis)
-    return x
-
-
 def _slice_by_index(arguments: Arguments, rounding: Rounding) -> np.ndarray:
     x = arguments["x"]
 
@@ -205,6 +112,8 @@ def _slice_by_index(arguments: Arguments, rounding: Rounding) -> np.ndarray:
     cuts = []
     for axis in range(x.ndim):
         if mask("squeeze_mask")[axis]:
+            if mask("begin_mask")[axis]:
+                raise NotImplementedError("an axis with both begin_mask and squeeze_mask")
             place = int(arguments["begin"][axis])
             cuts.append(slice(place, place + 1 or None))
             continue
@@ -217,14 +126,15 @@ def _slice_by_index(arguments: Arguments, rounding: Rounding) -> np.ndarray:
 def _slice_by_size(arguments: Arguments, rounding: Rounding) -> np.ndarray:
     cuts = []
     for side, begin, size in zip(arguments["x"].shape, arguments["begin"], arguments["size"], strict=True):
-        cuts.append(slice(int(begin), side if int(size) == -1 else int(begin) + int(size)))
+        first = int(begin) % side
+        cuts.append(slice(first, side if int(size) == -1 else first + int(size)))
     return arguments["x"][tuple(cuts)]
 
 
 def _reshape(arguments: Arguments, rounding: Rounding) -> np.ndarray:
-    x = arguments["x"]
-    shape = [x.shape[axis] if int(side) == 0 else int(side) for axis, side in enumerate(arguments["shape"])]
-    return x.reshape(shape)
+    if any(int(side) == 0 for side in arguments["shape"]):
+        raise NotImplementedError("a side of 0, whose meaning changed with iOS 17")
+    return arguments["x"].reshape([int(side) for side in arguments["shape"]])
 
 
 def _pad(arguments: Arguments, rounding: Rounding) -> np.ndarray:
@@ -284,6 +194,10 @@ def _constexpr_affine_dequantize(arguments: Arguments, rounding: Rounding) -> np
 
 def _constexpr_lut_to_dense(arguments: Arguments, rounding: Rounding) -> np.ndarray:
     lut, indices = arguments["lut"], arguments["indices"]
+    if "shape" not in arguments:  # iOS 18: indices in their shape, a table [..., values, 1] for each block
+        if lut.size != lut.shape[-2]:
+            raise NotImplementedError("a palette of several blocks or of vectors")
+        return lut.reshape(-1)[indices]
     shape = tuple(int(side) for side in arguments["shape"])
     bits = int(np.log2(lut.size))
     stream = np.unpackbits(indices, bitorder="little")[: int(np.prod(shape)) * bits].reshape(-1, bits)
@@ -315,6 +229,12 @@ def _cast(arguments: Arguments, rounding: Rounding) -> np.ndarray:
     return arguments["x"].astype(kinds[dtype])
 
 
+def _real_div(arguments: Arguments, rounding: Rounding) -> np.ndarray:
+    if arguments["x"].dtype.kind != "f":
+        raise NotImplementedError("division of integers")
+    return arguments["x"] / arguments["y"]
+
+
 def _elu(arguments: Arguments, rounding: Rounding) -> np.ndarray:
     x = arguments["x"]
     return np.where(x > 0, x, arguments.get("alpha", 1.0) * np.expm1(np.minimum(x, 0)))
@@ -323,7 +243,7 @@ def _elu(arguments: Arguments, rounding: Rounding) -> np.ndarray:
 KERNELS: dict[str, Callable[[Arguments, Rounding], Any]] = {
     "abs": _unary(np.abs),
     "add": _binary(np.add),
-    "avg_pool": _pool(largest=False),
+    "avg_pool": spatial.pool(largest=False),
     "batch_norm": _batch_norm,
     "cast": _cast,
     "clip": lambda arguments, rounding: np.clip(arguments["x"], arguments["alpha"], arguments["beta"]),
@@ -331,7 +251,7 @@ KERNELS: dict[str, Callable[[Arguments, Rounding], Any]] = {
     "constexpr_affine_dequantize": _constexpr_affine_dequantize,
     "constexpr_blockwise_shift_scale": _constexpr_blockwise_shift_scale,
     "constexpr_lut_to_dense": _constexpr_lut_to_dense,
-    "conv": _conv,
+    "conv": spatial.conv,
     "dequantize": _dequantize,
     "elu": _elu,
     "erf": _unary(lambda x: erf(x).astype(np.float32)),
@@ -346,13 +266,13 @@ KERNELS: dict[str, Callable[[Arguments, Rounding], Any]] = {
     "layer_norm": _layer_norm,
     "linear": _linear,
     "matmul": _matmul,
-    "max_pool": _pool(largest=True),
+    "max_pool": spatial.pool(largest=True),
     "maximum": _binary(np.maximum),
     "minimum": _binary(np.minimum),
     "mul": _binary(np.multiply),
     "pad": _pad,
     "quantize": _quantize,
-    "real_div": _binary(np.divide),
+    "real_div": _real_div,
     "reduce_max": _reduction(lambda x, axes, rounding: x.max(axis=axes, keepdims=True)),
     "reduce_mean": _reduction(lambda x, axes, rounding: rounding.mean(x, axes)),
     "reduce_min": _reduction(lambda x, axes, rounding: x.min(axis=axes, keepdims=True)),
@@ -376,6 +296,69 @@ KERNELS: dict[str, Callable[[Arguments, Rounding], Any]] = {
     "tanh": _unary(np.tanh),
     "tile": lambda arguments, rounding: np.tile(arguments["x"], [int(count) for count in arguments["reps"]]),
     "transpose": lambda arguments, rounding: np.transpose(arguments["x"], [int(axis) for axis in arguments["perm"]]),
-    "upsample_bilinear": _upsample_bilinear,
-    "upsample_nearest_neighbor": _upsample_nearest,
+    "upsample_bilinear": spatial.upsample_bilinear,
+    "upsample_nearest_neighbor": spatial.upsample_nearest,
 }
+
+
+# The arguments that each kernel knows. coremltools writes all of them, defaults too.
+_UNARY = ("x",)
+_BINARY = ("x", "y")
+_REDUCED = ("x", "axes", "keep_dims")
+_POOLED = ("x", "kernel_sizes", "strides", "pad_type", "pad", "ceil_mode")
+_STEPS = ("input", "scale", "zero_point", "axis")
+_SCALED = ("x", "scale_factor_height", "scale_factor_width")
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("abs", "erf", "exp", "identity", "relu", "sigmoid", "silu", "sqrt", "square", "tanh"), _UNARY),
+    **dict.fromkeys(("add", "maximum", "minimum", "mul", "real_div", "sub"), _BINARY),
+    **dict.fromkeys(("reduce_max", "reduce_mean", "reduce_min", "reduce_sum"), _REDUCED),
+    "avg_pool": (*_POOLED, "exclude_padding_from_average"),
+    "batch_norm": ("x", "mean", "variance", "gamma", "beta", "epsilon"),
+    "cast": ("x", "dtype"),
+    "clip": ("x", "alpha", "beta"),
+    "concat": ("values", "axis", "interleave"),
+    "constexpr_affine_dequantize": ("quantized_data", "zero_point", "scale", "axis"),
+    "constexpr_blockwise_shift_scale": ("data", "scale", "offset"),
+    "constexpr_lut_to_dense": ("indices", "lut", "shape"),
+    "conv": ("x", "weight", "bias", "strides", "pad_type", "pad", "dilations", "groups"),
+    "dequantize": _STEPS,
+    "elu": ("x", "alpha"),
+    "expand_dims": ("x", "axes"),
+    "gather": ("x", "indices", "axis", "batch_dims", "validate_indices"),
+    "gelu": ("x", "mode"),
+    "inverse": ("x", "epsilon"),
+    "layer_norm": ("x", "axes", "gamma", "beta", "epsilon"),
+    "linear": ("x", "weight", "bias"),
+    "matmul": ("x", "y", "transpose_x", "transpose_y"),
+    "max_pool": _POOLED,
+    "pad": ("x", "pad", "mode", "constant_val"),
+    "quantize": (*_STEPS, "output_dtype"),
+    "reshape": ("x", "shape"),
+    "rsqrt": ("x", "epsilon"),
+    "slice_by_index": ("x", "begin", "end", "stride", "begin_mask", "end_mask", "squeeze_mask"),
+    "slice_by_size": ("x", "begin", "size"),
+    "softmax": ("x", "axis"),
+    "split": ("x", "num_splits", "split_sizes", "axis"),
+    "squeeze": ("x", "axes"),
+    "stack": ("values", "axis"),
+    "tile": ("x", "reps"),
+    "transpose": ("x", "perm"),
+    "upsample_bilinear": (*_SCALED, "align_corners", "half_pixel_centers"),
+    "upsample_nearest_neighbor": _SCALED,
+}
+
+
+def compute(operator: str, arguments: Arguments, rounding: Rounding) -> Any:
+    """What an operator gives: an array, or a tuple of them.
+
+    Args:
+        operator: a key of `KERNELS`.
+        arguments: by name; float tensors in float32.
+        rounding: see `Rounding`.
+
+    Raises:
+        NotImplementedError: an argument or a setting that the kernel does not know.
+    """
+    if unknown := arguments.keys() - set(ARGUMENTS[operator]):
+        raise NotImplementedError(f"the argument {', '.join(sorted(unknown))}")
+    return KERNELS[operator](arguments, rounding)

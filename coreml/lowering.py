@@ -5,6 +5,7 @@ or an attention: passes must guess it, and two wrong guesses (see docs/coreml.md
 has one function that writes what it means, and every operator bears the name of its layer.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,15 +30,18 @@ _IMAGE_SCALE = 2.0**-6  # about 1 / deviation
 _CONVOLUTIONS = (keras.layers.Conv2D, layers.ConvBN, layers.OverlapPatchEmbedding, layers.PatchEmbedding)
 
 
-def lower(model: keras.Model, images: np.ndarray, ios: int, float16: bool) -> tuple[Any, dict[str, Any]]:
+def lower(
+    model: keras.Model, images: np.ndarray, ios: int, float16: bool, scaled: bool | None = None
+) -> tuple[Any, dict[str, Any]]:
     """A MIL program of a classifier, from an RGB image 0..255 to logits and probabilities.
 
     Args:
         model: a functional model of this package, float or quantized with the policies int8, dynamic or float16.
         images: float32 [N, height, width, 3], normalised; real ones, from which the scale of the residual streams is
             chosen (the first 16 are used).
-        ios: 15 to 18; a quantized model needs 17.
+        ios: 15 to 18; see `least_ios`.
         float16: the precision of tensors and weights, else float32.
+        scaled: whether residual streams are scaled; None: in float16 only.
 
     Returns:
         The program, with the input "image" [1, 3, H, W] and the outputs "logits" and "probabilities" [1, classes]; and
@@ -48,26 +52,35 @@ def lower(model: keras.Model, images: np.ndarray, ios: int, float16: bool) -> tu
         ValueError: a layer or setting that cannot be exported; names it.
         UserError: a weight that float16 cannot hold.
     """
-    _check_policy(model, ios)
+    opset = target(ios)
+    if ios < (least := least_ios(model)):
+        raise ValueError(f"The quantized model needs iOS {least}, but iOS {ios} was asked for.")
     model = rebuild(model, batch_size=1)
+    if any(len(tensor.shape) != 2 for tensor in model.outputs):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in model.outputs)
+        raise ValueError(f"{model.name} gives {shapes}; only classifiers with logits [B, classes] can be exported.")
     builder = _builder()
-    exponents = choose_exponents(model, images[:_STREAM_IMAGES]) if float16 else {}
+    scaled = float16 if scaled is None else scaled
+    exponents = choose_exponents(model, images[:_STREAM_IMAGES]) if scaled else {}
     height, width = model.input_shape[1:3]
     function_type, program_type = _program_types()
     inputs = {INPUT: builder.placeholder(shape=(1, 3, height, width))}
     names: dict[str, list[Any]] = {}
+    taken = {INPUT, LOGITS, PROBABILITIES, "classLabel"}
 
-    with function_type(inputs, opset_version=target(ios)) as function:
+    with function_type(inputs, opset_version=opset) as function:
         graph = Graph(builder, float16)
         values: dict[int, Value] = {id(model.inputs[0]): _image(graph, function.inputs[INPUT])}
         for operation in model.operations:
             if isinstance(operation, keras.layers.InputLayer):
                 continue
+            rule = _rule(operation)
             arguments = [values[id(tensor)] for tensor in keras.tree.flatten(operation.input)]
+            graph.name = _unique_name(operation.name, taken)
             graph.exponent = exponents.get(id(operation.output), 0)
             if not isinstance(operation, _CONVOLUTIONS):
                 arguments = [graph.corrected(argument) for argument in arguments]
-            result = _rule(operation)(graph, operation, *arguments)
+            result = rule(graph, operation, *arguments)
             if result.exponent != graph.exponent:
                 raise AssertionError(f"{operation.name} has exponent {result.exponent} instead of {graph.exponent}.")
             values[id(operation.output)] = result
@@ -79,16 +92,32 @@ def lower(model: keras.Model, images: np.ndarray, ios: int, float16: bool) -> tu
     return program, {"layers": names}
 
 
-def _check_policy(model: keras.Model, ios: int) -> None:
+def least_ios(model: keras.Model) -> int:
+    """The least iOS that can hold what a model is quantized to; 15 for a float model.
+
+    Raises:
+        ValueError: a policy that Core ML cannot hold.
+    """
     policy = policy_of(model)
     if policy is None:
-        return
+        return 15
     if policy.attention:
         raise ValueError(
             f"The policy {policy.name} has an int8 attention core, which is made for TFLite. Train with --policy=int8."
         )
-    if (policy.activations or policy.weights == "int8") and ios < 17:
-        raise ValueError(f"A model quantized with the policy {policy.name} needs iOS 17, but iOS {ios} was asked for.")
+    if policy.activations:
+        return 17  # quantize, dequantize
+    return 16 if policy.weights == "int8" else 15  # constexpr_affine_dequantize
+
+
+def _unique_name(name: str, taken: set[str]) -> str:
+    """A name that MIL allows and that no other layer has; adds it to `taken`."""
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    unique = plain if plain[:1].isalpha() else f"layer_{plain}"
+    while unique in taken:
+        unique += "_"
+    taken.add(unique)
+    return unique
 
 
 def _builder() -> Any:
@@ -135,19 +164,19 @@ def _outputs(graph: Graph, heads: Sequence[Value]) -> list[Any]:
 
 
 def _activation(graph: Graph, layer: keras.layers.Activation, x: Value) -> Value:
-    return activate(graph, x, layer.activation, layer.name)
+    return activate(graph, x, layer.activation, graph.name)
 
 
 def _relu(graph: Graph, layer: keras.layers.ReLU, x: Value) -> Value:
     if layer.max_value is not None or layer.negative_slope or layer.threshold:
         raise ValueError(f"{layer.name} has a slope, a threshold or a largest value, which cannot be exported.")
-    return activate(graph, x, keras.activations.relu, layer.name)
+    return activate(graph, x, keras.activations.relu, graph.name)
 
 
 def _add(graph: Graph, layer: keras.layers.Add, *terms: Value) -> Value:
     total = terms[0]
     for index, term in enumerate(terms[1:], start=2):
-        name = layer.name if index == len(terms) else f"{layer.name}_{index}"
+        name = graph.name if index == len(terms) else f"{graph.name}_{index}"
         total = Value(graph.builder.add(x=total.var, y=term.var, name=name), total.exponent)
     return total
 
@@ -158,7 +187,7 @@ def _identity(graph: Graph, layer: Any, x: Value) -> Value:
 
 def _layer_scale(graph: Graph, layer: layers.LayerScale, x: Value) -> Value:
     scale = graph.const(numpy(layer.scale)[None, :, None, None], layer.path)
-    return Value(graph.builder.mul(x=x.var, y=scale, name=layer.name), x.exponent)
+    return Value(graph.builder.mul(x=x.var, y=scale, name=graph.name), x.exponent)
 
 
 def _batch_norm(graph: Graph, layer: keras.layers.BatchNormalization, x: Value) -> Value:
@@ -176,27 +205,27 @@ def _batch_norm(graph: Graph, layer: keras.layers.BatchNormalization, x: Value) 
         gamma=graph.const(gamma, layer.path),
         beta=graph.const(beta, layer.path),
         epsilon=graph.dtype(0),
-        name=layer.name,
+        name=graph.name,
     )
     return Value(var)
 
 
 def _layer_norm(graph: Graph, layer: keras.layers.LayerNormalization, x: Value) -> Value:
-    return graph.layer_norm(x, layer, layer.name)
+    return graph.layer_norm(x, layer, graph.name)
 
 
 def _projection(graph: Graph, layer: Any, x: Value) -> Value:
-    return project(graph, layer, x, layer.name)
+    return project(graph, layer, x, graph.name)
 
 
 def _global_average(graph: Graph, layer: Any, x: Value) -> Value:
-    return Value(graph.builder.reduce_mean(x=x.var, axes=[2, 3], keep_dims=True, name=layer.name))  # [1, C, 1, 1]
+    return Value(graph.builder.reduce_mean(x=x.var, axes=[2, 3], keep_dims=True, name=graph.name))  # [1, C, 1, 1]
 
 
 def _average_pool(graph: Graph, layer: keras.layers.AveragePooling2D, x: Value) -> Value:
     if layer.padding != "valid":
         raise ValueError(f"{layer.name} pads {layer.padding!r}; only 'valid' can be exported.")
-    return _pooled(graph, x, layer.pool_size, layer.strides, layer.name)
+    return _pooled(graph, x, layer.pool_size, layer.strides, graph.name)
 
 
 def _pooled(graph: Graph, x: Value, window: Sequence[int], strides: Sequence[int], name: str) -> Value:
@@ -205,50 +234,50 @@ def _pooled(graph: Graph, x: Value, window: Sequence[int], strides: Sequence[int
 
 
 def _patch_embedding(graph: Graph, layer: layers.PatchEmbedding, x: Value) -> Value:
-    patches = project(graph, layer.projection, x, f"{layer.name}_projection", graph.exponent)  # [1, D, H/p, W/p]
+    patches = project(graph, layer.projection, x, f"{graph.name}_projection", graph.exponent)  # [1, D, H/p, W/p]
     _, channels, height, width = patches.shape
-    return graph.reshape(patches, (1, channels, 1, height * width), layer.name)  # [1, D, 1, N]
+    return graph.reshape(patches, (1, channels, 1, height * width), graph.name)  # [1, D, 1, N]
 
 
 def _overlap_patch_embedding(graph: Graph, layer: layers.OverlapPatchEmbedding, x: Value) -> Value:
     padding = layer.patch_size // 2  # PyTorch's
-    patches = project(graph, layer.projection, x, f"{layer.name}_projection", padding=padding)
-    return graph.layer_norm(patches, layer.norm, layer.name, graph.exponent)
+    patches = project(graph, layer.projection, x, f"{graph.name}_projection", padding=padding)
+    return graph.layer_norm(patches, layer.norm, graph.name, graph.exponent)
 
 
 def _class_token(graph: Graph, layer: layers.ClassToken, x: Value) -> Value:
     tokens = numpy(layer.tokens)[0].T[None, :, None, :] * 2.0**-x.exponent  # [1, C, 1, count]
     constant = graph.const(tokens, layer.path)
-    return Value(graph.builder.concat(values=[constant, x.var], axis=3, name=layer.name), x.exponent)
+    return Value(graph.builder.concat(values=[constant, x.var], axis=3, name=graph.name), x.exponent)
 
 
 def _position_embedding(graph: Graph, layer: layers.PositionEmbedding, x: Value) -> Value:
     table = numpy(layer.embedding)[0].T[None, :, None, :] * 2.0**-x.exponent  # [1, C, 1, N]
-    return Value(graph.builder.add(x=x.var, y=graph.const(table, layer.path), name=layer.name), x.exponent)
+    return Value(graph.builder.add(x=x.var, y=graph.const(table, layer.path), name=graph.name), x.exponent)
 
 
 def _select_token(graph: Graph, layer: layers.SelectToken, x: Value) -> Value:
     begin, end = [0, 0, 0, layer.index], [1, x.shape[1], 1, layer.index + 1]
-    return Value(graph.builder.slice_by_index(x=x.var, begin=begin, end=end, name=layer.name))  # [1, C, 1, 1]
+    return Value(graph.builder.slice_by_index(x=x.var, begin=begin, end=end, name=graph.name))  # [1, C, 1, 1]
 
 
 def _mlp(graph: Graph, layer: layers.MLP, x: Value) -> Value:
-    hidden = project(graph, layer.fc1, x, f"{layer.name}_fc1")
-    hidden = Value(graph.builder.gelu(x=hidden.var, mode="EXACT", name=f"{layer.name}_gelu"))
-    return project(graph, layer.fc2, hidden, layer.name, graph.exponent)
+    hidden = project(graph, layer.fc1, x, f"{graph.name}_fc1")
+    hidden = Value(graph.builder.gelu(x=hidden.var, mode="EXACT", name=f"{graph.name}_gelu"))
+    return project(graph, layer.fc2, hidden, graph.name, graph.exponent)
 
 
 def _depthwise_mlp(graph: Graph, layer: layers.DepthwiseMLP, x: Value) -> Value:
-    hidden = project(graph, layer.fc1, x, f"{layer.name}_fc1")
+    hidden = project(graph, layer.fc1, x, f"{graph.name}_fc1")
     if layer.relu:
-        hidden = Value(graph.builder.relu(x=hidden.var, name=f"{layer.name}_relu"))
-    hidden = project(graph, layer.dwconv, hidden, f"{layer.name}_dwconv")
-    hidden = Value(graph.builder.gelu(x=hidden.var, mode="EXACT", name=f"{layer.name}_gelu"))
-    return project(graph, layer.fc2, hidden, layer.name, graph.exponent)
+        hidden = Value(graph.builder.relu(x=hidden.var, name=f"{graph.name}_relu"))
+    hidden = project(graph, layer.dwconv, hidden, f"{graph.name}_dwconv")
+    hidden = Value(graph.builder.gelu(x=hidden.var, mode="EXACT", name=f"{graph.name}_gelu"))
+    return project(graph, layer.fc2, hidden, graph.name, graph.exponent)
 
 
 def _spatial_reduction(graph: Graph, layer: layers.SpatialReduction, x: Value) -> Value:
-    name = layer.name
+    name = graph.name
     if not layer.pool_size:
         return graph.layer_norm(project(graph, layer.reduction, x, f"{name}_reduction"), layer.norm, name)
     if not isinstance(layer.pool, keras.layers.AveragePooling2D):
@@ -303,4 +332,6 @@ def _rule(operation: Any) -> Callable[..., Value]:
             f"The layer {operation.name!r} of type {type(operation).__name__} cannot be exported to Core ML. Known "
             f"are: {known}. For a layer of your own add a function to coreml.lowering.RULES."
         )
+    if len(operation._inbound_nodes) > 1:
+        raise ValueError(f"The layer {operation.name!r} is called more than once, which cannot be exported.")
     return RULES[type(operation)]

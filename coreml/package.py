@@ -16,11 +16,15 @@ import numpy as np
 from coreml.tools import coremltools
 from mobiatt_tf.errors import UserError, first_line
 
+MANIFEST = Path("Manifest.json")
 PROGRAM = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 
 # Keys of the user-defined metadata that export writes.
 LAYERS_KEY, CHECKSUMS_KEY = "mobiatt.layers", "mobiatt.checksums"
+
+# What reading a file with flipped bits may raise, at any place.
+DAMAGE = (ValueError, LookupError, AttributeError, TypeError, OverflowError, MemoryError, StopIteration, struct.error)
 
 _BLOB_SENTINEL = 0xDEADBEEF
 _BLOB_HEADER = struct.Struct("<IIQQ")  # sentinel, type, bytes, offset of the data
@@ -103,6 +107,11 @@ class Package:
     metadata: dict[str, str]
     size_bytes: int
 
+    @property
+    def operator_count(self) -> int:
+        """How many operators compute something, weights and labels not counted."""
+        return sum(operation.type not in ("const", "classify") for operation in self.operations)
+
 
 def read(path: str | Path) -> Package:
     """Reads a package and every weight in it.
@@ -114,24 +123,71 @@ def read(path: str | Path) -> Package:
     specification = read_specification(path)
     if specification.WhichOneof("Type") != "mlProgram":
         raise UserError(f"{path} is not an ML program. Neural networks of before iOS 15 cannot be verified here.")
+    _check_manifest(path)
+    try:
+        found = _package(path, specification)
+        _check_description(specification.description, found)
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}, {first_line(error)}. Export it again.") from error
+    return found
+
+
+def _package(path: Path, specification: Any) -> Package:
+    if "main" not in specification.mlProgram.functions:
+        raise UserError(f"{path} is damaged: it has no function called main. Export it again.")
     function = specification.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
     weights = _Weights(path)
-    try:
-        operations = tuple(_operation(proto, weights) for proto in block.operations)
-    except (ValueError, KeyError, struct.error) as error:
-        raise UserError(f"{path} is damaged: {first_line(error)}") from error
     description = specification.description
     return Package(
         path,
         specification.specificationVersion,
         {value.name: _type(value.type) for value in function.inputs},
-        description.input[0].type.WhichOneof("Type") == "imageType",
-        operations,
+        any(feature.type.WhichOneof("Type") == "imageType" for feature in description.input),
+        tuple(_operation(proto, weights) for proto in block.operations),
         tuple(block.outputs),
         dict(description.metadata.userDefined),
         sum(file.stat().st_size for file in (path / PROGRAM, path / WEIGHTS) if file.is_file()),
     )
+
+
+def _check_manifest(path: Path) -> None:
+    """Core ML finds the parts of a package through its manifest."""
+    try:
+        items = json.loads((path / MANIFEST).read_text())["itemInfoEntries"].values()
+        missing = [item["path"] for item in items if not (path / "Data" / item["path"]).exists()]
+    except FileNotFoundError:
+        raise UserError(f"{path} is not a whole Core ML package: {MANIFEST} is missing. Export it again.") from None
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged: {MANIFEST} cannot be read. Export it again.") from error
+    if missing:
+        raise UserError(f"{path} is not a whole Core ML package: {', '.join(missing)} is missing. Export it again.")
+
+
+def _check_description(description: Any, found: Package) -> None:
+    """What Core ML's caller is told must be what the program has.
+
+    Raises:
+        UserError: names, sizes or colours differ.
+    """
+    told, has = [feature.name for feature in description.input], list(found.inputs)
+    outputs = sorted(feature.name for feature in description.output)
+    if told != has or outputs != sorted(found.outputs):
+        raise UserError(
+            f"{found.path} is damaged: it describes the inputs {told} and the outputs {outputs}, but its program has "
+            f"{has} and {sorted(found.outputs)}."
+        )
+    for feature in description.input:
+        if feature.type.WhichOneof("Type") != "imageType":
+            continue
+        image = feature.type.imageType
+        color = type(image).DESCRIPTOR.fields_by_name["colorSpace"].enum_type.values_by_number[image.colorSpace].name
+        shape = found.inputs[feature.name].shape
+        if color != "RGB" or shape != (1, 3, image.height, image.width):
+            raise UserError(
+                f"{found.path} is described for {color} images of {image.height} x {image.width}, but its program "
+                f"takes {shape}: only RGB images of that size can be verified."
+            )
 
 
 def read_specification(path: Path) -> Any:
@@ -160,13 +216,14 @@ def read_specification(path: Path) -> Any:
 
 
 def checksums(path: Path) -> dict[str, str]:
-    """CRC-32 of the program without its metadata, and of each weight by the name of its operation.
+    """CRC-32 of program and description without these sums, and of each weight by the name of its operation.
 
     `export` stores them in the package and `damage` compares: a flipped bit in the eighth digit of a weight is too
     small for any comparison of logits.
     """
     specification = read_specification(path)
-    found = {"program": _crc(specification.mlProgram.SerializeToString(deterministic=True))}
+    specification.description.metadata.userDefined.pop(CHECKSUMS_KEY, None)
+    found = {"program": _crc(specification.SerializeToString(deterministic=True))}
     for operation in read(path).operations:
         for parameter, value in operation.arguments.items():
             if isinstance(value, np.ndarray) and value.size > 1:
@@ -179,10 +236,14 @@ def damage(package: Package) -> str | None:
     stored = package.metadata.get(CHECKSUMS_KEY)
     if stored is None:
         return None
-    expected, actual = json.loads(stored), checksums(package.path)
+    try:
+        expected = dict(json.loads(stored))
+    except DAMAGE:
+        return "its checksums cannot be read"
+    actual = checksums(package.path)
     for name in sorted(expected.keys() | actual.keys(), key=lambda name: name == "program"):
         if expected.get(name) != actual.get(name):
-            what = "the program" if name == "program" else f"the weight {name.rsplit('/', 1)[0]}"
+            what = "the program or its description" if name == "program" else f"the weight {name.rsplit('/', 1)[0]}"
             return f"{what} is not what was exported (checksum {actual.get(name)} instead of {expected.get(name)})"
     return None
 

@@ -46,6 +46,8 @@ def _convolve(graph: Graph, layer: Any, x: Value, name: str, exponent: int, padd
     quantized = isinstance(layer, QuantizedProjection)
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     kernel = numpy(layer.effective_kernel() if hasattr(layer, "effective_kernel") else layer.kernel)
+    if quantized and layer.policy.weights == "float16":
+        kernel = kernel.astype(np.float16).astype("float64")
     if kernel.ndim == 2:
         kernel = kernel[None, None]  # [1, 1, in, out]
     options = {

@@ -14,8 +14,8 @@ def draw(title: str, layers: Sequence[Any], operators: Sequence[Any], path: Path
 
     Args:
         title: of the picture.
-        layers: `verify.LayerCheck`, in order; may be empty.
-        operators: `verify.OperatorCheck`, in order.
+        layers: `probe.LayerCheck`, in order; may be empty.
+        operators: `probe.OperatorCheck`, in order.
         path: the .png file.
     """
     from matplotlib.figure import Figure

@@ -1,6 +1,10 @@
 """Float32 arithmetic, and pure float16 as a phone may do it."""
 
+from typing import Any
+
 import numpy as np
+
+Arguments = dict[str, Any]  # of an operator, by name
 
 # Products and sums of this many terms count as exact in pure float16; what is carried from block to block is rounded.
 # An assumption about hardware that Apple does not document: between sums that round at every term and at the end only.

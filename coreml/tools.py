@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from mobiatt_tf.errors import UserError
+from mobiatt_tf.errors import UserError, first_line
 
 # Specification version of each deployment target (coremltools/__init__.py), by the major version of iOS.
 SPECIFICATION_VERSIONS = {15: 6, 16: 7, 17: 8, 18: 9}
@@ -40,6 +40,21 @@ def quiet(bars: bool = False) -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Explains what coremltools' writer of weights raises where it cannot write, to a temporary directory too.
+
+    Raises:
+        UserError: `what` cannot be written.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "MIL FileWriter" not in str(error):
+            raise
+        raise UserError(f"{what} cannot be written ({first_line(error)}). Is the disk full?") from error
 
 
 def target(ios: int) -> Any:

@@ -57,6 +57,8 @@ def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     old = target.with_name(f".{target.stem}.{os.getpid()}.old{target.suffix}")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file, but a directory is written there. Choose another output.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -83,7 +83,7 @@ def test_a_package_that_fails_is_not_written_and_the_old_one_stays(
     export.export(model, output, IMAGES, least_agreement=0.0)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setitem(verify.TOLERANCES["float16"], "typed", 1e-9)
-    with pytest.raises(UserError, match=r"model.mlpackage was not written. In typed its logits differ"):
+    with pytest.raises(verify.RefusedError, match=r"model.mlpackage was not written. In typed its logits differ"):
         export.export(model, output, IMAGES)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match="was not written"):
@@ -95,6 +95,47 @@ def test_a_graph_that_is_wrong_in_float32_is_refused_first(tmp_path: Path, monke
     monkeypatch.setitem(verify.TOLERANCES["float32"], "float32", 1e-12)
     with pytest.raises(UserError, match="does not match the model even in float32"):
         export.export(make_model("deit"), tmp_path / "model.mlpackage", IMAGES)
+
+
+def test_what_is_in_the_way_is_named_and_stays(tmp_path: Path) -> None:
+    model = make_model("deit")
+    (tmp_path / "file.mlpackage").write_text("mine")
+    with pytest.raises(UserError, match=r"file.mlpackage is a file"):
+        export.export(model, tmp_path / "file.mlpackage", IMAGES, least_agreement=0.0)
+    (tmp_path / "mine.golden").mkdir()
+    (tmp_path / "mine.golden" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"mine.golden is there and was not written by an export"):
+        export.export(model, tmp_path / "mine.mlpackage", IMAGES)
+    with pytest.raises(ValueError, match=r"must end in .mlpackage, but nothing does not"):
+        export.export(model, tmp_path / "nothing", IMAGES)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "file.mlpackage", "mine.golden", "mine.golden/mine.txt",
+    ]  # fmt: skip
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files makes every longer write fail, as a full disk does."""
+    program = (
+        "import resource, signal, sys\n"
+        "from coreml import export\n"
+        "from mobiatt_tf.errors import UserError\n"
+        "from mobiatt_tf.verification import photographs\n"
+        "from tests.quantization.small import make_model\n"
+        "model, images = make_model('deit'), photographs((28, 28), 4)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\n"
+        "try:\n"
+        "    export.export(model, sys.argv[1], images, precision='float32')\n"
+        "except UserError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out" / "model.mlpackage")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert "refused:" in result.stdout, result.stderr
+    assert "cannot be written" in result.stdout
+    assert not list(tmp_path.rglob("*model*"))
 
 
 @pytest.mark.parametrize(
@@ -118,15 +159,15 @@ def test_a_quantized_model_cannot_be_compressed_twice(tmp_path: Path) -> None:
         export.export(model, tmp_path / "model.mlpackage", IMAGES, weights="palette8")
 
 
-@pytest.mark.parametrize("weights", ["int8", "palette8"])
-def test_compressed_weights_are_smaller_and_match(weights: str, tmp_path: Path) -> None:
-    model = make_model("efficientformer_v2")
-    images = verification.photographs((32, 32), 8)
-    plain = export.export(model, tmp_path / "plain.mlpackage", images, least_agreement=0.0)
-    small = export.export(model, tmp_path / "small.mlpackage", images, weights=weights, least_agreement=0.0)
+@pytest.mark.parametrize(("weights", "ios"), [("int8", None), ("palette8", None), ("palette8", 18)])
+def test_compressed_weights_are_smaller_and_match(weights: str, ios: int | None, tmp_path: Path) -> None:
+    model = make_model("deit")
+    small = export.export(model, tmp_path / "small.mlpackage", IMAGES, weights=weights, ios=ios, least_agreement=0.0)
     assert small.verification.kind == weights
-    assert small.ios == 16
-    assert small.size_bytes < 0.75 * plain.size_bytes
+    assert small.ios == (ios or 16)
+    kernels = sum(np.prod(weight.shape) for weight in model.weights if weight.path.endswith("kernel"))
+    compressed = [array for _, array in package.weight_arrays(package.read(small.path)) if array.itemsize == 1]
+    assert sum(array.size for array in compressed) >= 0.95 * kernels
     assert small.verification.comparisons["typed"].max_relative_error < 0.05
 
 
@@ -161,6 +202,24 @@ def test_every_variant_of_a_trained_model_passes_its_gates(
     assert "200 test images of fashion_mnist" in table
 
 
+def test_variants_that_are_refused_leave_no_older_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = data.load("digits")
+    model = make_model("deit", num_classes=10)
+    monkeypatch.setattr(compare, "VARIANTS", {name: compare.VARIANTS[name] for name in ("float32", "float16")})
+    monkeypatch.setattr(verify, "LEAST_AGREEMENT", {"float32": 0.0, "float16": 0.0})
+    found = compare.compare(model, dataset, tmp_path, check_images=8)
+    assert list(found["rows"]) == ["float32", "float16"]
+    monkeypatch.setattr(verify, "LEAST_AGREEMENT", {"float32": 0.0, "float16": 1.01})
+    found = compare.compare(model, dataset, tmp_path, check_images=8)
+    assert list(found["rows"]) == ["float32"]
+    assert "float16.mlpackage was not written" in found["refused"]["float16"]
+    assert "float16       refused" in compare.format_table(found)
+    assert not list(tmp_path.glob("float16*"))
+    monkeypatch.setattr(verify, "LEAST_AGREEMENT", {"float32": 1.01, "float16": 1.01})
+    with pytest.raises(UserError, match="No package passed"):
+        compare.compare(model, dataset, tmp_path, check_images=8)
+
+
 def run(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *arguments]
@@ -188,8 +247,28 @@ def test_command_lines_from_a_keras_file(tmp_path: Path) -> None:
     weights.write_bytes(content)
     refused = run("coreml.verify", str(tmp_path / "model.mlpackage"), checkpoint, "--check_images=5")
     assert refused.returncode == 1
-    assert "FAILED    It is damaged: the weight" in refused.stdout
-    assert "did not pass" in refused.stderr
+    assert "is damaged: the weight" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_verify_command_resizes_the_model_and_reports_what_fails(tmp_path: Path) -> None:
+    make_model("deit", num_classes=10).save(tmp_path / "model.keras")
+    checkpoint, path = f"--checkpoint={tmp_path / 'model.keras'}", tmp_path / "model.mlpackage"
+    common = (checkpoint, "--dataset=digits", "--check_images=20")
+    written = run("coreml.export", *common, f"--output={path}", "--image_size=42x28")
+    assert written.returncode == 0, written.stderr
+    before = json.loads((tmp_path / "model.mlpackage.json").read_text())
+    passed = run("coreml.verify", str(path), *common)
+    assert passed.returncode == 0, passed.stderr
+    assert json.loads((tmp_path / "model.mlpackage.json").read_text()) == before
+
+    keras.utils.set_random_seed(11)
+    make_model("deit", num_classes=10).save(tmp_path / "other.keras")
+    failed = run("coreml.verify", str(path), f"--checkpoint={tmp_path / 'other.keras'}", *common[1:])
+    assert failed.returncode == 1
+    assert "FAILED    The first layer that differs from Keras is patch_embedding" in failed.stdout
+    assert "did not pass" in failed.stderr
     assert not json.loads((tmp_path / "model.mlpackage.json").read_text())["verification"]["passed"]
 
 
@@ -205,7 +284,11 @@ def test_command_lines_from_a_keras_file(tmp_path: Path) -> None:
             ["--variant=quickstart", "--output=x.mlpackage", "--weights=int8", "--ios=15", "--check_images=4"],
             "int8 weights need iOS 16",
         ),
-        ("coreml.export", ["--variant=quickstart", "--output=x.mlpackage", "--weights=w8a8"], "Give --dataset"),
+        (
+            "coreml.export",
+            ["--variant=quickstart", "--output=x.mlpackage", "--weights=w8a8"],
+            "Give --dataset: the ranges",
+        ),
         ("coreml.export", ["--variant=quickstart", "--output=x.mlpackage", "--labels=none.txt"], "There is no file"),
         ("coreml.verify", ["x.mlpackage", "--checkpoint=nowhere"], "There is no package"),
         ("coreml.verify", ["--checkpoint=nowhere"], "Give exactly PACKAGE"),

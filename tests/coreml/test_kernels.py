@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from coreml import kernels
 from coreml.kernels import KERNELS
 from coreml.rounding import Rounding
 from coreml.tools import coremltools
@@ -89,7 +90,10 @@ FOLDED: dict[str, list[dict[str, Any]]] = {
             "squeeze_mask": [False, True, False, False],
         },
     ],
-    "slice_by_size": [{"x": MAP, "begin": [0, 1, 0, 2], "size": [1, 2, -1, 3]}],
+    "slice_by_size": [
+        {"x": MAP, "begin": [0, 1, 0, 2], "size": [1, 2, -1, 3]},
+        {"x": MAP, "begin": [0, -2, 0, -3], "size": [1, 2, 5, 2]},
+    ],
     "softmax": [{"x": MAP * 5, "axis": -1}, {"x": MAP, "axis": 1}],
     "split": [{"x": MAP, "num_splits": 2, "axis": 1}, {"x": MAP, "split_sizes": [1, 5], "axis": 3}],
     "sqrt": [{"x": POSITIVE}],
@@ -119,7 +123,7 @@ UNFOLDED = {
 
 
 def compute(operator: str, rounding: Rounding | None = None, **arguments: Any) -> Any:
-    return KERNELS[operator](arguments, rounding or Rounding())
+    return kernels.compute(operator, arguments, rounding or Rounding())
 
 
 def test_every_operator_is_checked_and_all_that_coremltools_folds_against_it() -> None:
@@ -197,13 +201,23 @@ def test_pooling_equals_tensorflow(window: int, strides: int, padding: str) -> N
         np.testing.assert_allclose(compute("avg_pool", x=x, **arguments), average, rtol=1e-6)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_bilinear_upsampling_equals_tensorflow(align_corners: bool) -> None:
+@pytest.mark.parametrize(
+    ("given", "centres"),
+    [
+        ({"align_corners": False}, True),
+        ({"align_corners": True}, False),
+        ({"align_corners": False, "half_pixel_centers": True}, True),
+        ({"align_corners": False, "half_pixel_centers": False}, False),
+        ({}, False),
+    ],
+)
+def test_bilinear_upsampling_equals_tensorflow(given: dict[str, bool], centres: bool) -> None:
     x = noise(1, 3, 4, 5)
     factors = {"scale_factor_height": np.float32(2), "scale_factor_width": np.float32(3)}
-    actual = compute("upsample_bilinear", x=x, align_corners=align_corners, **factors)
+    actual = compute("upsample_bilinear", x=x, **factors, **given)
+    corners = given.get("align_corners", True)  # MIL's default
     expected = tf.raw_ops.ResizeBilinear(
-        images=x.transpose(0, 2, 3, 1), size=(8, 15), align_corners=align_corners, half_pixel_centers=not align_corners
+        images=x.transpose(0, 2, 3, 1), size=(8, 15), align_corners=corners, half_pixel_centers=centres
     )
     np.testing.assert_allclose(actual.transpose(0, 2, 3, 1), expected, rtol=1e-5, atol=1e-6)
 
@@ -249,6 +263,10 @@ def test_compressed_weights_are_what_coremltools_makes_of_them() -> None:
         np.testing.assert_array_equal(compute("constexpr_lut_to_dense", **palette), expected)
         np.testing.assert_array_equal(expected, palette["lut"][indices].reshape(5, 3))
 
+    newer = {"indices": GENERATOR.integers(0, 256, (6, 4)).astype(np.uint8), "lut": noise(1, 1, 256, 1)}
+    expected = materialized("constexpr_lut_to_dense", 18, **newer)
+    np.testing.assert_array_equal(compute("constexpr_lut_to_dense", **newer), expected)
+
     blocks = {"data": codes[..., 0, 0], "scale": np.abs(noise(6, 2)), "offset": codes[:, :2, 0, 0]}
     expected = materialized("constexpr_blockwise_shift_scale", 18, **blocks)
     np.testing.assert_allclose(compute("constexpr_blockwise_shift_scale", **blocks), expected, rtol=1e-6)
@@ -289,6 +307,30 @@ def test_pure_float16_rounds_long_sums_and_typed_ones_do_not() -> None:
         ("pad", {"x": MAP, "pad": [1, 1], "mode": "reflect"}),
         ("cast", {"x": MAP, "dtype": "int64"}),
         ("upsample_nearest_neighbor", {"x": MAP, "scale_factor_height": 1.5, "scale_factor_width": 2}),
+        ("relu", {"x": MAP, "alpha": 0.1}),
+        ("reshape", {"x": MAP, "shape": [0, 4, 30]}),
+        ("real_div", {"x": np.arange(3), "y": np.array(2)}),
+        (
+            "slice_by_index",
+            {
+                "x": MAP,
+                "begin": [0, 1, 0, 0],
+                "end": [1, 2, 5, 6],
+                "begin_mask": [False, True, False, False],
+                "squeeze_mask": [False, True, False, False],
+            },
+        ),
+        (
+            "upsample_bilinear",
+            {
+                "x": MAP,
+                "scale_factor_height": 2,
+                "scale_factor_width": 2,
+                "align_corners": True,
+                "half_pixel_centers": True,
+            },
+        ),
+        ("constexpr_lut_to_dense", {"indices": np.zeros((2, 2), np.uint8), "lut": noise(2, 1, 256, 1)}),
     ],
 )
 def test_uses_that_are_not_known_are_refused(operator: str, arguments: dict[str, Any]) -> None:

@@ -136,7 +136,9 @@ def test_streams_that_float16_cannot_hold_are_scaled(tmp_path: Path, monkeypatch
     model = big_stream_model()
     found = saved(model, tmp_path / "model.mlpackage", precision="float16")
     assert error(model, found, "float16") < 1e-2
-    assert verify.verify(found.path, model, photographs((28, 28), 8)).tightest.headroom > 1.9
+    tightest = verify.verify(found.path, model, photographs((28, 28), 8)).tightest
+    assert tightest is not None
+    assert tightest.headroom > 1.9
 
     monkeypatch.setattr(streams, "LENGTH_LIMIT", 1e9)  # as a plain export does it
     plain = saved(model, tmp_path / "plain.mlpackage", precision="float16")
@@ -235,7 +237,7 @@ def test_policies_that_core_ml_cannot_hold_are_refused() -> None:
     quantization.calibrate(full, [images])
     with pytest.raises(ValueError, match="int8_full has an int8 attention core"):
         convert.convert(full, images, 17)
-    with pytest.raises(ValueError, match="needs iOS 17, but iOS 16"):
+    with pytest.raises(ValueError, match="The quantized model needs iOS 17, but iOS 16"):
         convert.convert(quantized("deit"), images, 16)
     with pytest.raises(ValueError, match="not calibrated"):
         convert.convert(quantization.quantize_aware(model, "int8"), images, 17)
@@ -297,6 +299,58 @@ def test_what_cannot_be_lowered_is_named(layer: keras.layers.Layer, message: str
         convert.convert(small(layer), photographs((16, 16), 2))
 
 
+def test_models_that_are_no_classifiers_are_refused() -> None:
+    for model in (DeiTMobiAtt("quickstart", features_only=True), make_model("pvt_v2", features_only=True)):
+        with pytest.raises(ValueError, match="output"):
+            convert.convert(model, photographs(model.input_shape[1:3], 2))
+    images = keras.Input((16, 16, 3), name="images")
+    with pytest.raises(ValueError, match="only classifiers with logits"):
+        convert.convert(keras.Model(images, keras.layers.Conv2D(4, 3)(images)), photographs((16, 16), 2))
+
+
+def test_operations_without_a_layer_are_named() -> None:
+    images = keras.Input((16, 16, 3), name="images")
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(images)
+    with pytest.raises(ValueError, match="of type Add cannot be exported"):
+        convert.convert(keras.Model(images, keras.layers.Dense(3)(x + 1.0)), photographs((16, 16), 2))
+    twice = keras.layers.Dense(3, name="shared")
+    with pytest.raises(ValueError, match="'shared' is called more than once"):
+        convert.convert(keras.Model(images, twice(twice(x))), photographs((16, 16), 2))
+
+
+@pytest.mark.parametrize("name", ["logits", "probabilities", "image", "head.1", "1st"])
+def test_layers_may_have_any_name(name: str, tmp_path: Path) -> None:
+    images = keras.Input((16, 16, 3), name="images")
+    x = keras.layers.GlobalAveragePooling2D(name="head_1")(images)
+    model = keras.Model(images, keras.layers.Dense(3, name=name)(x))
+    found = saved(model, tmp_path / "model.mlpackage")
+    assert error(model, found) < 1e-5
+    assert found.outputs == ("logits", "probabilities")
+    assert name in found.metadata[package.LAYERS_KEY]
+
+
+@pytest.mark.parametrize(("policy", "ios", "bound"), [("float16", 15, 1e-5), ("dynamic", 16, 1e-4), ("int8", 17, 2e-2)])
+def test_every_policy_keeps_its_kernels_and_needs_its_ios(policy: str, ios: int, bound: float, tmp_path: Path) -> None:
+    from coreml.lowering import least_ios
+
+    copy = quantization.quantize_aware(make_model("deit"), policy)
+    quantization.calibrate(copy, [photographs((28, 28), 8)]) if policy == "int8" else None
+    assert least_ios(copy) == ios
+    assert error(copy, saved(copy, tmp_path / "model.mlpackage", ios)) < bound
+
+
+def test_int8_steps_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """A stream that is scaled far down takes the steps of its weights with it."""
+    model = big_stream_model()
+    copy = quantization.quantize_aware(model, "int8")
+    quantization.calibrate(copy, [photographs((28, 28), 8)])
+    out = copy.get_layer("block0_attention").out.kernel
+    out.assign(to_numpy(out) * 1e-3)
+    found = saved(copy, tmp_path / "model.mlpackage", 17, "float16")
+    result = verify.verify(found.path, copy, photographs((28, 28), 4), least_agreement=0.0)
+    assert any("The int8 steps of" in failure for failure in result.failures)
+
+
 def test_weights_that_float16_cannot_hold_are_named() -> None:
     model = EfficientFormerV2MobiAtt("quickstart", num_classes=3)
     model.get_layer("head").kernel.assign(np.full(model.get_layer("head").kernel.shape, 1e5, "float32"))
@@ -313,8 +367,11 @@ def test_weights_that_float16_cannot_hold_are_named() -> None:
         ({"ios": 14}, "Choose one of 15, 16, 17, 18"),
         ({"precision": "bfloat16"}, "Choose one of float16, float32"),
         ({"class_names": ["one"]}, "4 classes, but 1 labels"),
+        ({"class_names": ["one", "two", "two", "three"]}, r"different and not empty, but there are several \['two'\]"),
+        ({"class_names": ["one", "two", " ", "three"]}, "different and not empty"),
+        ({"images": np.zeros((0, 28, 28, 3), "float32")}, "There are no images"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        convert.convert(make_model("deit"), photographs((28, 28), 2), **arguments)
+        convert.convert(make_model("deit"), **{"images": photographs((28, 28), 2), **arguments})

@@ -80,10 +80,8 @@ def test_one_flipped_bit_in_one_weight_is_found(exported: tuple[Any, Path], copy
     start = int.from_bytes(content[reference.offset + 16 : reference.offset + 24], "little")
     content[start + 100] ^= 1
     file.write_bytes(content)
-    result = verified(exported[0], copy)
-    assert not result.passed
-    assert len(result.failures) == 1
-    assert f"It is damaged: the weight {names[which]} is not what was exported" in result.failures[0]
+    with pytest.raises(verify.RefusedError, match=f"is damaged: the weight {names[which]} is not what was exported"):
+        verified(exported[0], copy)
 
 
 def test_two_swapped_weights_are_found_twice(exported: tuple[Any, Path], copy: Path) -> None:
@@ -97,8 +95,8 @@ def test_two_swapped_weights_are_found_twice(exported: tuple[Any, Path], copy: P
         found[query].offset, found[out].offset = found[out].offset, found[query].offset
 
     rewrite(copy, swap_found)
-    result = verified(exported[0], copy)
-    assert "It is damaged: the weight block1_attention" in result.failures[0]
+    with pytest.raises(UserError, match="is damaged: the weight block1_attention"):
+        verified(exported[0], copy)
     remove_checksums(copy)
     result = verified(exported[0], copy)
     assert any("logits differ" in failure for failure in result.failures)
@@ -128,8 +126,8 @@ def test_an_epsilon_that_was_set_back_is_found(
         tensor.bytes.values = np.float16(value).tobytes()
 
     rewrite(copy, change)
-    result = verified(exported[0], copy)
-    assert "It is damaged: " in result.failures[0]
+    with pytest.raises(UserError, match="is damaged: "):
+        verified(exported[0], copy)
     if value == 1.0:  # 1e-4 beside sums of 50 is below float16's last digit: only the checksum sees it
         remove_checksums(copy)
         result = verified(exported[0], copy)
@@ -152,6 +150,10 @@ def test_a_package_of_another_model_fails(exported: tuple[Any, Path], copy: Path
     assert any("The first layer that differs from Keras is patch_embedding" in failure for failure in result.failures)
     with pytest.raises(UserError, match=r"takes .*1, 3, 28, 28.*, but got a picture of"):
         verify.verify(copy, make_model("deit", image_size=42), photographs((42, 42), 2))
+    with pytest.raises(UserError, match="was not made from this model: it has 4 classes, the model 7"):
+        verify.verify(copy, make_model("deit", num_classes=7), photographs((28, 28), 2))
+    with pytest.raises(ValueError, match="no images"):
+        verify.verify(copy, make_model("deit"), np.zeros((0, 28, 28, 3), "float32"))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,112 @@ def test_truncated_and_missing_files_are_named(copy: Path, file: Path, size: int
         path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=message):
         package.read(copy)
+
+
+def change_description(path: Path, change: Any) -> None:
+    specification = package.read_specification(path)
+    change(specification)
+    (path / package.PROGRAM).write_bytes(specification.SerializeToString())
+
+
+def as_gray(specification: Any) -> None:
+    specification.description.input[0].type.imageType.colorSpace = 10  # GRAYSCALE in FeatureTypes.proto
+
+
+def as_bgr(specification: Any) -> None:
+    specification.description.input[0].type.imageType.colorSpace = 30
+
+
+def wider(specification: Any) -> None:
+    specification.description.input[0].type.imageType.width = 99
+
+
+def renamed(specification: Any) -> None:
+    specification.description.output[0].name = "scores"
+
+
+def no_input(specification: Any) -> None:
+    del specification.description.input[:]
+
+
+def no_main(specification: Any) -> None:
+    functions = specification.mlProgram.functions
+    functions["other"].CopyFrom(functions["main"])
+    del functions["main"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (as_gray, "described for GRAYSCALE images"),
+        (as_bgr, "described for BGR images"),
+        (wider, "described for RGB images of 28 x 99"),
+        (renamed, r"and the outputs \['probabilities', 'scores'\]"),
+        (no_input, r"describes the inputs \[\]"),
+        (no_main, "has no function called main"),
+    ],
+)
+def test_a_description_of_another_program_is_named(copy: Path, change: Any, message: str) -> None:
+    change_description(copy, change)
+    with pytest.raises(UserError, match=message):
+        package.read(copy)
+
+
+def test_the_description_has_a_checksum_too(exported: tuple[Any, Path], copy: Path) -> None:
+    def raise_version(specification: Any) -> None:
+        specification.specificationVersion = 9
+
+    change_description(copy, raise_version)
+    with pytest.raises(UserError, match="the program or its description is not what was exported"):
+        verified(exported[0], copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "Manifest.json is missing"), ("{", "Manifest.json cannot be read"), ("[]", "Manifest.json cannot be read")],
+)
+def test_a_damaged_manifest_is_named(copy: Path, content: str | None, message: str) -> None:
+    if content is None:
+        (copy / package.MANIFEST).unlink()
+    else:
+        (copy / package.MANIFEST).write_text(content)
+    with pytest.raises(UserError, match=message):
+        package.read(copy)
+
+
+def test_a_part_that_the_manifest_lists_must_be_there(copy: Path) -> None:
+    manifest = (copy / package.MANIFEST).read_text()
+    (copy / package.MANIFEST).write_text(manifest.replace("model.mlmodel", "other.mlmodel"))
+    with pytest.raises(UserError, match=r"not a whole Core ML package: .*other.mlmodel is missing"):
+        package.read(copy)
+
+
+def test_random_flipped_bits_are_one_clear_error(exported: tuple[Any, Path], copy: Path) -> None:
+    """In program and description: never a traceback, and never a package that passes unless nothing was changed."""
+    file = copy / package.PROGRAM
+    whole = file.read_bytes()
+    generator = np.random.default_rng(0)
+    found = 0
+    for place in generator.integers(0, len(whole), 60):
+        content = bytearray(whole)
+        content[place] ^= 1 << int(generator.integers(0, 8))
+        file.write_bytes(content)
+        try:
+            result = package.damage(package.read(copy))
+        except UserError:
+            found += 1
+        else:
+            found += result is not None
+    assert found >= 58  # the rest are forms of the same numbers
+
+
+def test_checksums_that_cannot_be_read_are_damage(exported: tuple[Any, Path], copy: Path) -> None:
+    def garble(specification: Any) -> None:
+        specification.description.metadata.userDefined[package.CHECKSUMS_KEY] = "{"
+
+    change_description(copy, garble)
+    with pytest.raises(UserError, match="its checksums cannot be read"):
+        verified(exported[0], copy)
 
 
 def test_a_path_without_a_package_is_named(tmp_path: Path) -> None:
