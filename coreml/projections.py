@@ -9,6 +9,7 @@ from coreml.graph import Graph, Value, numpy
 from mobiatt_tf import layers, ops
 from mobiatt_tf.quantization.aware import folded
 from mobiatt_tf.quantization.composites import QuantizedConvBN
+from mobiatt_tf.quantization.fake_quant import round_kernel
 from mobiatt_tf.quantization.projections import QuantizedProjection, is_fused
 
 
@@ -46,8 +47,8 @@ def _convolve(graph: Graph, layer: Any, x: Value, name: str, exponent: int, padd
     quantized = isinstance(layer, QuantizedProjection)
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     kernel = numpy(layer.effective_kernel() if hasattr(layer, "effective_kernel") else layer.kernel)
-    if quantized and layer.policy.weights == "float16":
-        kernel = kernel.astype(np.float16).astype("float64")
+    if quantized:  # rounded by the same function as in training: a weight between two steps must not fall elsewhere
+        kernel = numpy(round_kernel(layer.effective_kernel(), layer.channel_axis, layer.policy.weights))
     if kernel.ndim == 2:
         kernel = kernel[None, None]  # [1, 1, in, out]
     options = {
