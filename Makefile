@@ -29,7 +29,7 @@ check: dev ## ruff (rules and format) and mypy
 	$(VENV)/bin/python -m mypy
 
 pytest: dev | $(QUICKSTART_MODEL) ## every test, the slow ones too
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --durations=40
 
 bazel: dev | $(QUICKSTART_MODEL) ## build //..., test //tests/..., run //tflite:benchmark on the quickstart's model
 	@tools/run_bazel.sh "$(CURDIR)/$(VENV_PYTHON)" $(QUICKSTART_MODEL)

@@ -84,7 +84,7 @@ def convert(
             skip_model_load=True,
         )
     _check_version(converted, ios)
-    _describe(converted, description or Description(), {package.LAYERS_KEY: json.dumps(names["layers"])})
+    _describe(converted, description or Description(), {package.LAYERS_KEY: json.dumps(names)})
     return converted
 
 

@@ -32,7 +32,7 @@ _CONVOLUTIONS = (keras.layers.Conv2D, layers.ConvBN, layers.OverlapPatchEmbeddin
 
 def lower(
     model: keras.Model, images: np.ndarray, ios: int, float16: bool, scaled: bool | None = None
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, dict[str, list[Any]]]:
     """A MIL program of a classifier, from an RGB image 0..255 to logits and probabilities.
 
     Args:
@@ -45,8 +45,7 @@ def lower(
 
     Returns:
         The program, with the input "image" [1, 3, H, W] and the outputs "logits" and "probabilities" [1, classes]; and
-        for each Keras layer the name of its result in the program and the exponent of its scale, as
-        {"layers": {name: [variable, exponent]}}.
+        for each Keras layer the name of its result in the program and the exponent of its scale.
 
     Raises:
         ValueError: a layer or setting that cannot be exported; names it.
@@ -89,7 +88,7 @@ def lower(
         function.set_outputs(_outputs(graph, heads))
     program = program_type()
     program.add_function("main", function)
-    return program, {"layers": names}
+    return program, names
 
 
 def least_ios(model: keras.Model) -> int:
