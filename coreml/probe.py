@@ -39,18 +39,19 @@ class OperatorCheck:
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One Keras layer on the probing images: its result in the package against Keras, relative to the largest number.
+    """One Keras layer on the probing images: its result in the package, in float32, against Keras.
 
     Attributes:
         name: of the layer.
-        error: on the worst image.
-        least_error: on the best image. Where numbers are rounded to int8, one between two steps may fall to either side
-            and shift all that follows; that spares most images, a mistake spares none.
+        error: largest difference on the worst image, relative to the largest number.
+        typical_error: root mean square of the difference on the best image, relative to that of the result. Where
+            numbers are rounded to int8, one between two steps may fall to either side: that moves a few numbers by a
+            step, a mistake moves all of them.
     """
 
     name: str
     error: float
-    least_error: float
+    typical_error: float
 
 
 def check_operators(
@@ -91,7 +92,7 @@ def check_layers(
     if not known:
         return ()
     probe = keras.Model(model.inputs, [layer.output for layer in known])
-    errors: dict[str, list[float]] = {layer.name: [] for layer in known}
+    errors: dict[str, list[tuple[float, float]]] = {layer.name: [] for layer in known}
     for image, results in zip(images, values, strict=True):
         expected = keras.tree.flatten(probe([image[None]], training=False))
         for layer, wanted in zip(known, expected, strict=True):
@@ -100,8 +101,12 @@ def check_layers(
             wanted = keras.ops.convert_to_numpy(wanted)
             if result.size != wanted.size:
                 raise UserError(f"{found.path} was not made from this model: {layer.name} has another shape.")
-            errors[layer.name].append(_relative(wanted, result.reshape(wanted.shape)))
-    return tuple(LayerCheck(name, max(found), min(found)) for name, found in errors.items())
+            result = result.reshape(wanted.shape)
+            errors[layer.name].append((_relative(wanted, result), _relative_rms(wanted, result)))
+    return tuple(
+        LayerCheck(name, max(largest for largest, _ in pairs), min(typical for _, typical in pairs))
+        for name, pairs in errors.items()
+    )
 
 
 def check_steps(found: Package) -> list[str]:
@@ -128,3 +133,8 @@ def _largest(values: np.ndarray) -> float:
 def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
     difference = float(np.abs(actual - expected).max(initial=0.0))
     return difference / max(_largest(expected), 1e-30) if np.isfinite(difference) else float("inf")
+
+
+def _relative_rms(expected: np.ndarray, actual: np.ndarray) -> float:
+    squares = float(np.mean(np.square(actual - expected, dtype="float64")))
+    return float(np.sqrt(squares / max(float(np.mean(np.square(expected, dtype="float64"))), 1e-30)))

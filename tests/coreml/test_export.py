@@ -91,6 +91,23 @@ def test_a_package_that_fails_is_not_written_and_the_old_one_stays(
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_int8_steps_that_are_wrong_by_one_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step is within what rounding may move a single number, so the logits alone would pass."""
+    from coreml import graph
+
+    right = graph.affine
+    monkeypatch.setattr(
+        graph, "affine", lambda quantizer: right(quantizer)._replace(zero_point=right(quantizer)[1] + 1)
+    )
+    model = quantization.quantize_aware(make_model("deit"), "int8")
+    quantization.calibrate(model, [IMAGES])
+    with pytest.raises(
+        verify.RefusedError, match=r"does not match the model even in float32. .*The layer .* differs by"
+    ):
+        export.export(model, tmp_path / "model.mlpackage", IMAGES, least_agreement=0.0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_graph_that_is_wrong_in_float32_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verify.TOLERANCES["float32"], "float32", 1e-12)
     with pytest.raises(UserError, match="does not match the model even in float32"):
