@@ -235,6 +235,8 @@ def main(_: Sequence[str]) -> None:
             print(f"{TRAINED[name]} ...", flush=True)
             results["trained"][name] = trained(name, files.user_path(values.models), output, values.images)
             files.write_json(file, results)
+    results["trained"] = {name: results["trained"][name] for name in TRAINED}  # in this order, whatever came first
+    files.write_json(file, results)
     draw(results, output / "coreml.png")
     print(f"{variants_table(results)}\n\n{conversions_table(results)}\n\nwritten: {file}, {output / 'coreml.png'}")
 

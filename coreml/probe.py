@@ -44,7 +44,7 @@ class LayerCheck:
     Attributes:
         name: of the layer.
         error: largest difference on the worst image, relative to the largest number.
-        typical_error: root mean square of the difference on the best image, relative to that of the result. Where
+        typical_error: median difference on the best image, relative to the root mean square of the result. Where
             numbers are rounded to int8, one between two steps may fall to either side: that moves a few numbers by a
             step, a mistake moves all of them.
     """
@@ -102,7 +102,7 @@ def check_layers(
             if result.size != wanted.size:
                 raise UserError(f"{found.path} was not made from this model: {layer.name} has another shape.")
             result = result.reshape(wanted.shape)
-            errors[layer.name].append((_relative(wanted, result), _relative_rms(wanted, result)))
+            errors[layer.name].append((_relative(wanted, result), _relative_median(wanted, result)))
     return tuple(
         LayerCheck(name, max(largest for largest, _ in pairs), min(typical for _, typical in pairs))
         for name, pairs in errors.items()
@@ -135,6 +135,6 @@ def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
     return difference / max(_largest(expected), 1e-30) if np.isfinite(difference) else float("inf")
 
 
-def _relative_rms(expected: np.ndarray, actual: np.ndarray) -> float:
-    squares = float(np.mean(np.square(actual - expected, dtype="float64")))
-    return float(np.sqrt(squares / max(float(np.mean(np.square(expected, dtype="float64"))), 1e-30)))
+def _relative_median(expected: np.ndarray, actual: np.ndarray) -> float:
+    size = float(np.sqrt(np.mean(np.square(expected, dtype="float64"))))
+    return float(np.median(np.abs(actual - expected))) / max(size, 1e-30)
