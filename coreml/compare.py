@@ -16,7 +16,8 @@ import keras
 import numpy as np
 from absl import flags
 
-from coreml import export, verify
+from coreml import export, package, verify
+from coreml.interpreter import Interpreter, logits_output
 from keras_models.command_line import define_check_flags
 from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError
@@ -103,10 +104,7 @@ def row(result: export.Export, expected: np.ndarray, labels: np.ndarray, picture
     agreement = own.agreement
     error, top1 = own.max_relative_error, own.file_top1
     if result.verification.kind == "w8a8":  # the package was compared with the quantized model: here with the float one
-        from coreml.interpreter import Interpreter, logits_output
-        from coreml.package import read
-
-        saved = read(result.path)
+        saved = package.read(result.path)
         interpreter, output = Interpreter(saved, mode), logits_output(saved)
         logits = np.stack([interpreter(picture)[output].reshape(-1) for picture in pictures])
         against = verification.compare(expected, logits, labels, tolerance=np.inf)
