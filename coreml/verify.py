@@ -194,7 +194,8 @@ def _failures(
                 f"In {mode} its logits differ from the Keras model's by {comparison.max_relative_error:.1e} of "
                 f"max|logit|, more than {comparison.tolerance:.0e}."
             )
-        if comparison.agreement < least_agreement:
+        differing = round((1 - comparison.agreement) * comparison.images)
+        if differing > max(1, int((1 - least_agreement) * comparison.images)):  # one near tie is no mistake
             failures.append(f"In {mode} only {comparison.agreement:.1%} of the images get the same class.")
     overflowing = next((operator for operator in operators if operator.float16 and operator.headroom < 1), None)
     if overflowing:

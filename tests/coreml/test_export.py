@@ -226,13 +226,13 @@ def test_variants_that_are_refused_leave_no_older_package(tmp_path: Path, monkey
     monkeypatch.setattr(verify, "LEAST_AGREEMENT", {"float32": 0.0, "float16": 0.0})
     found = compare.compare(model, dataset, tmp_path, check_images=8)
     assert list(found["rows"]) == ["float32", "float16"]
-    monkeypatch.setattr(verify, "LEAST_AGREEMENT", {"float32": 0.0, "float16": 1.01})
+    monkeypatch.setitem(verify.TOLERANCES["float16"], "typed", 1e-9)
     found = compare.compare(model, dataset, tmp_path, check_images=8)
     assert list(found["rows"]) == ["float32"]
     assert "float16.mlpackage was not written" in found["refused"]["float16"]
     assert "float16       refused" in compare.format_table(found)
     assert not list(tmp_path.glob("float16*"))
-    monkeypatch.setattr(verify, "LEAST_AGREEMENT", {"float32": 1.01, "float16": 1.01})
+    monkeypatch.setitem(verify.TOLERANCES["float32"], "float32", 1e-12)
     with pytest.raises(UserError, match="No package passed"):
         compare.compare(model, dataset, tmp_path, check_images=8)
 
@@ -245,18 +245,18 @@ def run(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
 
 @pytest.mark.slow
 def test_command_lines_from_a_keras_file(tmp_path: Path) -> None:
-    make_model("deit", num_classes=10).save(tmp_path / "model.keras")
-    (tmp_path / "labels.txt").write_text("\n".join(f"number {digit}" for digit in range(10)))
+    load_trained(QUICKSTART).save(tmp_path / "model.keras")
+    (tmp_path / "labels.txt").write_text("\n".join(f"clothes {kind}" for kind in range(10)))
     checkpoint = f"--checkpoint={tmp_path / 'model.keras'}"
     written = run(
-        "coreml.export", checkpoint, f"--output={tmp_path / 'model.mlpackage'}", "--dataset=digits", "--ios=16",
+        "coreml.export", checkpoint, f"--output={tmp_path / 'model.mlpackage'}", "--dataset=fashion_mnist", "--ios=16",
         "--check_images=20", f"--labels={tmp_path / 'labels.txt'}",
     )  # fmt: skip
     assert written.returncode == 0, written.stderr
     assert "same class on 100.00% of 20 images" in written.stdout
     assert "iOS 16 (specification version 7)" in written.stdout
     classify = next(op for op in package.read(tmp_path / "model.mlpackage").operations if op.type == "classify")
-    assert classify.arguments["classes"][3] == "number 3"
+    assert classify.arguments["classes"][3] == "clothes 3"
 
     weights = tmp_path / "model.mlpackage" / package.WEIGHTS
     content = bytearray(weights.read_bytes())
@@ -270,9 +270,9 @@ def test_command_lines_from_a_keras_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_verify_command_resizes_the_model_and_reports_what_fails(tmp_path: Path) -> None:
-    make_model("deit", num_classes=10).save(tmp_path / "model.keras")
+    load_trained(QUICKSTART).save(tmp_path / "model.keras")
     checkpoint, path = f"--checkpoint={tmp_path / 'model.keras'}", tmp_path / "model.mlpackage"
-    common = (checkpoint, "--dataset=digits", "--check_images=20")
+    common = (checkpoint, "--dataset=fashion_mnist", "--check_images=20")
     written = run("coreml.export", *common, f"--output={path}", "--image_size=42x28")
     assert written.returncode == 0, written.stderr
     before = json.loads((tmp_path / "model.mlpackage.json").read_text())
