@@ -123,12 +123,11 @@ def described(found: Any, model: Any, images: Any) -> dict[str, Any]:
     import numpy as np
 
     from coreml import lint, verify
-    from coreml.interpreter import Interpreter, logits_output
+    from coreml.interpreter import Interpreter
     from mobiatt_tf.verification import keras_logits
 
     pixels = verify.as_pixels(images)
     expected = keras_logits(model, verify.from_pixels(pixels))
-    output = logits_output(found)
     counts = collections.Counter(
         operation.type
         for operation in found.operations
@@ -136,8 +135,7 @@ def described(found: Any, model: Any, images: Any) -> dict[str, Any]:
     )
     errors = {}
     for mode in _MODES:
-        interpreter = Interpreter(found, mode)
-        logits = np.concatenate([interpreter(picture)[output].reshape(1, -1) for picture in pixels])
+        logits = Interpreter(found, mode).logits(pixels)
         error = float(np.abs(logits - expected).max() / np.abs(expected).max())
         errors[mode] = error if np.isfinite(error) else None
         constant = bool(np.ptp(logits, axis=0).max() == 0)

@@ -17,11 +17,12 @@ import numpy as np
 from absl import flags
 
 from coreml import export, package, verify
-from coreml.interpreter import Interpreter, logits_output
+from coreml.interpreter import Interpreter
 from keras_models.command_line import define_check_flags
 from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
+from mobiatt_tf.training.evaluate import class_count
 
 # Name of the package, its precision and its weights.
 VARIANTS: dict[str, tuple[str, str]] = {
@@ -104,9 +105,7 @@ def row(result: export.Export, expected: np.ndarray, labels: np.ndarray, picture
     agreement = own.agreement
     error, top1 = own.max_relative_error, own.file_top1
     if result.verification.kind == "w8a8":  # the package was compared with the quantized model: here with the float one
-        saved = package.read(result.path)
-        interpreter, output = Interpreter(saved, mode), logits_output(saved)
-        logits = np.stack([interpreter(picture)[output].reshape(-1) for picture in pictures])
+        logits = Interpreter(package.read(result.path), mode).logits(pictures)
         against = verification.compare(expected, logits, labels, tolerance=np.inf)
         agreement, error, top1 = against.agreement, against.max_relative_error, against.file_top1
     tightest = result.verification.tightest
@@ -170,7 +169,7 @@ def main(_: Sequence[str]) -> None:
     if trained is not None and not quantization.is_quantized(trained):
         raise UserError(f"{values.qat_checkpoint} is not quantized: tflite.qat writes such a model.")
     dataset = verification.dataset_of(values.checkpoint, values.dataset, values.cache_dir)
-    if (classes := export.images_classes(model)) != len(dataset.class_names):
+    if (classes := class_count(model)) != len(dataset.class_names):
         raise UserError(f"The model has {classes} classes, the dataset {dataset.name} {len(dataset.class_names)}.")
     output_dir = files.user_path(values.output_dir)
     try:

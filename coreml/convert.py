@@ -14,6 +14,7 @@ from coreml import package
 from coreml.lowering import INPUT, PROBABILITIES, lower
 from coreml.tools import SPECIFICATION_VERSIONS, coremltools, quiet, target, writing
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.training.evaluate import class_count
 
 PRECISIONS = ("float16", "float32")
 
@@ -57,9 +58,7 @@ def convert(
     if not len(images):
         raise ValueError("There are no images: the scale of the residual streams is chosen on real ones.")
     ct = coremltools()
-    classes = (
-        int(model.output_shape[-1]) if not isinstance(model.output_shape, list) else int(model.output_shape[0][-1])
-    )
+    classes = class_count(model)
     labels = None
     if class_names is not None:
         if len(class_names) != classes:
@@ -123,7 +122,7 @@ def save(converted: Any, path: Path, ios: int) -> None:
     remove(path)
     with quiet(), writing("The package"):
         converted.save(str(path))
-    sums = package.checksums(path)
+    sums = package.checksums(package.read(path))
     file = path / package.PROGRAM
     specification = package.read_specification(path)
     specification.description.metadata.userDefined[package.CHECKSUMS_KEY] = json.dumps(sums)

@@ -25,6 +25,7 @@ from coreml.tools import SPECIFICATION_VERSIONS
 from keras_models.command_line import define_check_flags, define_model_flags, model_from_flags
 from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.training.evaluate import class_count
 
 _GOLDEN_IMAGES = 4
 _GRAPH_IMAGES = 8  # on which the program is checked in float32, before its precision is reduced
@@ -146,7 +147,6 @@ def _write_golden(saved: package.Package, name: str, pixels: np.ndarray, directo
     from PIL import Image
 
     directory.mkdir()
-    interpreter, output = Interpreter(saved, "typed"), logits_output(saved)
     pictures = [f"image{index}.png" for index in range(len(pixels))]
     for picture, image in zip(pictures, pixels, strict=True):
         Image.fromarray(image).save(directory / picture)
@@ -155,10 +155,10 @@ def _write_golden(saved: package.Package, name: str, pixels: np.ndarray, directo
         "input": next(iter(saved.inputs)),
         "height": pixels.shape[1],
         "width": pixels.shape[2],
-        "output": output,
+        "output": logits_output(saved),
         "tolerance": max(_GOLDEN_TOLERANCE, *verify.TOLERANCES[verify.kind_of(saved)].values()),  # of max|logit|
         "images": pictures,
-        "logits": [interpreter(image)[output].reshape(-1).tolist() for image in pixels],
+        "logits": Interpreter(saved, "typed").logits(pixels).tolist(),
     }
     files.write_json(directory / "golden.json", content)
 
@@ -210,7 +210,7 @@ def main(_: Sequence[str]) -> None:
         dataset = verification.dataset_of(values.checkpoint, dataset_name, values.cache_dir)
         model = quantization.calibrated_copy(model, "int8", dataset, _CALIBRATION_IMAGES)
         print(f"Calibrated on {min(_CALIBRATION_IMAGES, len(dataset.train))} training images of {dataset.name}.")
-    class_names = _class_names(dataset_name, values.labels, values.cache_dir, images_classes(model))
+    class_names = _class_names(dataset_name, values.labels, values.cache_dir, class_count(model))
     print(f"Checked on {what}.")
     description = convert.Description(values.author, values.license, values.model_version, f"{model.name}, mobiatt-tf")
     try:
@@ -231,11 +231,6 @@ def main(_: Sequence[str]) -> None:
         raise UserError(str(error)) from error
     print(format_table(result))
     print(f"Wrote {output}, and beside it {golden_path(output).name} and the report as .json and .png.")
-
-
-def images_classes(model: keras.Model) -> int:
-    """The number of classes of a classifier with one head or two."""
-    return int(model.outputs[0].shape[-1])
 
 
 def define_flags() -> None:

@@ -68,6 +68,11 @@ class Interpreter:
         """
         return self.run({next(iter(self.package.inputs)): self._input(pixels)}, observer)
 
+    def logits(self, pictures: np.ndarray) -> np.ndarray:
+        """The logits float32 [N, classes] of pictures [N, height, width, 3], one by one; see `__call__`."""
+        output = logits_output(self.package)
+        return np.stack([self(picture)[output].reshape(-1) for picture in pictures])
+
     def run(self, inputs: dict[str, np.ndarray], observer: Observer | None = None) -> dict[str, np.ndarray]:
         """Runs the program on arrays by the names of its inputs; see `__call__`."""
         values: dict[str, Any] = {**self._constants, **inputs}

@@ -215,19 +215,16 @@ def read_specification(path: Path) -> Any:
     return specification
 
 
-def checksums(path: Path) -> dict[str, str]:
+def checksums(package: Package) -> dict[str, str]:
     """CRC-32 of program and description without these sums, and of each weight by the name of its operation.
 
     `export` stores them in the package and `damage` compares: a flipped bit in the eighth digit of a weight is too
     small for any comparison of logits.
     """
-    specification = read_specification(path)
+    specification = read_specification(package.path)
     specification.description.metadata.userDefined.pop(CHECKSUMS_KEY, None)
     found = {"program": _crc(specification.SerializeToString(deterministic=True))}
-    for operation in read(path).operations:
-        for parameter, value in operation.arguments.items():
-            if isinstance(value, np.ndarray) and value.size > 1:
-                found[f"{operation.name}/{parameter}"] = _crc(value.tobytes())
+    found.update({f"{name}/{parameter}": _crc(array.tobytes()) for name, parameter, array in weight_arrays(package)})
     return found
 
 
@@ -240,7 +237,7 @@ def damage(package: Package) -> str | None:
         expected = dict(json.loads(stored))
     except DAMAGE:
         return "its checksums cannot be read"
-    actual = checksums(package.path)
+    actual = checksums(package)
     for name in sorted(expected.keys() | actual.keys(), key=lambda name: name == "program"):
         if expected.get(name) != actual.get(name):
             what = "the program or its description" if name == "program" else f"the weight {name.rsplit('/', 1)[0]}"
@@ -331,9 +328,9 @@ def _value(proto: Any, weights: _Weights) -> Any:
     return np.array(list(values), declared.numpy_dtype).reshape(shape)
 
 
-def weight_arrays(package: Package) -> Iterator[tuple[str, np.ndarray]]:
-    """All arrays of more than one number that the program holds, by the name of their operation."""
+def weight_arrays(package: Package) -> Iterator[tuple[str, str, np.ndarray]]:
+    """All arrays of more than one number that the program holds, after the names of their operation and parameter."""
     for operation in package.operations:
-        for value in operation.arguments.values():
+        for parameter, value in operation.arguments.items():
             if isinstance(value, np.ndarray) and value.size > 1:
-                yield operation.name, value
+                yield operation.name, parameter, value

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import keras_models
 from coreml import lint, package, report
-from coreml.interpreter import Interpreter, logits_output
+from coreml.interpreter import Interpreter
 from coreml.package import Package
 from coreml.probe import LayerCheck, OperatorCheck, check_layers, check_operators, check_steps
 from keras_models.command_line import define_check_flags
@@ -157,7 +157,6 @@ def verify(
     reference = rebuild(model, batch_size=None)
     pixels = as_pixels(images)
     expected = keras_logits(reference, from_pixels(pixels))
-    output = logits_output(found)
     total = len(tolerances) * len(pixels)
     comparisons = {}
     with tqdm(total=total, desc="verifying", unit="image", disable=not progress, leave=False) as bar:
@@ -165,7 +164,7 @@ def verify(
             interpreter = Interpreter(found, mode)
             rows = []
             for picture in pixels:
-                rows.append(interpreter(picture)[output].reshape(-1))
+                rows.append(interpreter.logits(picture[None])[0])
                 if rows[-1].shape != expected.shape[1:]:
                     raise UserError(
                         f"{found.path} was not made from this model: it has {len(rows[-1])} classes, the model "

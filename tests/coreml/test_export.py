@@ -183,7 +183,7 @@ def test_compressed_weights_are_smaller_and_match(weights: str, ios: int | None,
     assert small.verification.kind == weights
     assert small.ios == (ios or 16)
     kernels = sum(np.prod(weight.shape) for weight in model.weights if weight.path.endswith("kernel"))
-    compressed = [array for _, array in package.weight_arrays(package.read(small.path)) if array.itemsize == 1]
+    compressed = [array for *_, array in package.weight_arrays(package.read(small.path)) if array.itemsize == 1]
     assert sum(array.size for array in compressed) >= 0.95 * kernels
     assert small.verification.comparisons["typed"].max_relative_error < 0.05
 
