@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from mobiatt_tf import layers
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.quantization.fake_quant import FakeQuantize
 
@@ -164,6 +165,26 @@ class Graph:
             name=name,
         )
         return Value(var, exponent)
+
+    def root_mean_square(self, x: Value, layer: layers.RootMeanSquareNorm, name: str) -> Value:
+        """x / sqrt(mean(x^2) + epsilon) over the channels of [1, C, H, W], as the first half of LayerNorm([x, -x]).
+
+        The pair has mean 0 and the variance mean(x^2). Core ML's LayerNorm bears float16; squares of our own do not.
+        """
+        negative = self.builder.mul(x=x.var, y=self.dtype(-1), name=f"{name}_negative")
+        pair = self.builder.concat(values=[x.var, negative], axis=1, name=f"{name}_pair")  # [1, 2C, H, W]
+        channels = 2 * x.shape[1]
+        epsilon = layer.epsilon * 4.0**-x.exponent
+        normed = self.builder.layer_norm(
+            x=pair,
+            axes=[1],
+            gamma=self.const(np.ones(channels), layer.path),
+            beta=self.const(np.zeros(channels), layer.path),
+            epsilon=self.dtype(max(epsilon, FLOAT16_TINY) if self.float16 else epsilon),
+            name=f"{name}_both",
+        )
+        end = [1, x.shape[1], *x.shape[2:]]
+        return Value(self.builder.slice_by_index(x=normed, begin=[0, 0, 0, 0], end=end, name=name))  # [1, C, H, W]
 
     def quantized(self, x: Value, quantizer: FakeQuantize | None, name: str) -> Value:
         """Rounds to int8 and back, as a trained `FakeQuantize` does; the value itself without one."""

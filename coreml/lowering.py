@@ -213,6 +213,10 @@ def _layer_norm(graph: Graph, layer: keras.layers.LayerNormalization, x: Value) 
     return graph.layer_norm(x, layer, graph.name)
 
 
+def _root_mean_square(graph: Graph, layer: layers.RootMeanSquareNorm, x: Value) -> Value:
+    return graph.root_mean_square(x, layer, graph.name)
+
+
 def _projection(graph: Graph, layer: Any, x: Value) -> Value:
     return project(graph, layer, x, graph.name)
 
@@ -315,6 +319,7 @@ RULES: dict[type, Callable[..., Value]] = {
     layers.OverlapPatchEmbedding: _overlap_patch_embedding,
     layers.PatchEmbedding: _patch_embedding,
     layers.PositionEmbedding: _position_embedding,
+    layers.RootMeanSquareNorm: _root_mean_square,
     layers.SelectToken: _select_token,
     layers.SoftmaxAttention: attention.lower_attention,
     layers.SpatialReduction: _spatial_reduction,

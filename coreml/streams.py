@@ -1,8 +1,8 @@
 """Residual streams and how far they must be scaled down so that float16 holds them.
 
-A pre-norm transformer adds to one stream from block to block, and only LayerNorm reads it. LayerNorm does not see the
+A pre-norm transformer adds to one stream from block to block, and only norms read it. A norm does not see the
 scale of its input, so the stream may be held as x * 2^-k: whatever writes to it (embeddings, output projections) has
-its weights multiplied by 2^-k, and LayerNorm's epsilon becomes epsilon * 4^-k. Powers of two change no digit.
+its weights multiplied by 2^-k, and the norm's epsilon becomes epsilon * 4^-k. Powers of two change no digit.
 """
 
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ def find_streams(model: keras.Model) -> list[list[Any]]:
             for tensor in together:
                 group_of[id(tensor)] = together
             continue
-        if not isinstance(operation, keras.layers.LayerNormalization):
+        if not isinstance(operation, keras.layers.LayerNormalization | layers.RootMeanSquareNorm):
             blocked.update(id(tensor) for tensor in inputs)
         if not isinstance(operation, _WRITERS):
             blocked.update(id(tensor) for tensor in outputs)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
-import mobiatt_tf.layers  # noqa: F401 (registers the layers that saved models name)
+import mobiatt_tf.layers  # also registers the layers that saved models name
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.files import user_path
 
@@ -76,11 +77,16 @@ def dtype_policy(policy: str | None) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def rebuild(model: keras.Model, batch_size: int | None) -> keras.Model:
+def rebuild(model: keras.Model, batch_size: int | None, dense_patches: bool = False) -> keras.Model:
     """A float32 copy of a functional model with another batch size; shares nothing with the original.
 
     Exports use batch 1: with an open batch size DeiT-Tiny converts to 1278 nodes in 86 XNNPACK partitions, with batch 1
     to about 880 in one.
+
+    Args:
+        model: a functional model.
+        batch_size: of the copy; None leaves it open.
+        dense_patches: see `dense` of `mobiatt_tf.layers.PatchEmbedding`.
 
     Raises:
         ValueError: the model does not have exactly one input of known size and one output.
@@ -96,10 +102,15 @@ def rebuild(model: keras.Model, batch_size: int | None) -> keras.Model:
     def in_float32(layer: keras.Operation) -> keras.Operation:
         if not isinstance(layer, keras.layers.Layer):
             return layer  # a bare operation such as x + y has no weights and no precision of its own
-        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
+        config = {**layer.get_config(), "dtype": "float32"}
+        if dense_patches and isinstance(layer, mobiatt_tf.layers.PatchEmbedding):
+            config["dense"] = True
+        return layer.__class__.from_config(config)
 
     source = model.inputs[0]
     images = keras.Input(batch_shape=(batch_size, *source.shape[1:]), dtype="float32", name=source.name)
     copy = keras.models.clone_model(model, input_tensors=images, clone_function=in_float32)
-    copy.set_weights(model.get_weights())  # the same layers in the same order; whoever exports compares the outputs
+    # The same layers in the same order; whoever exports compares the outputs.
+    for weight, value in zip(copy.weights, model.get_weights(), strict=True):
+        weight.assign(np.reshape(value, weight.shape))  # a patch embedding's kernel may have become a matrix
     return copy

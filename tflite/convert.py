@@ -11,6 +11,8 @@ import numpy as np
 
 from mobiatt_tf import quantization
 from mobiatt_tf.errors import UserError, first_line
+from mobiatt_tf.formulation import Formulation
+from mobiatt_tf.lean import lean
 from mobiatt_tf.models import rebuild
 from tflite import float_ops
 
@@ -19,6 +21,17 @@ FORMATS = {
     "float32": "weights and arithmetic in float32",
     "float16": "weights stored in float16; a GPU or ARM runtime may compute in float16",
     "dynamic": "weights in int8 (per channel), activations quantized on the fly: the dense layers run in int8",
+}
+
+
+# Measured on x86, see docs/performance.md. Where a runtime quantizes activations on the fly, one projection instead of
+# three rounds its input once, and shorter sequences gain by chunks.
+FORMULATIONS = {
+    "float32": Formulation(),
+    "float16": Formulation(),
+    "dynamic": Formulation(joint_projection=True, chunk_from=256 * 192),
+    "int8": Formulation(),
+    "int8_full": Formulation(),
 }
 
 
@@ -43,13 +56,14 @@ def format_of(model: keras.Model, format: str | None = None) -> str:
     return format or "float32"
 
 
-def convert(model: keras.Model, format: str | None = None) -> bytes:
+def convert(model: keras.Model, format: str | None = None, formulation: Formulation | None = None) -> bytes:
     """Converts a functional Keras model, whatever its batch size and precision, to a batch-1 .tflite file.
 
     Args:
         model: a functional model with one input, float [B, height, width, channels], and one output; float, or out of
             `quantization.quantize_aware`.
         format: see `format_of`.
+        formulation: how Mobile-Attention is written; None takes that of `FORMULATIONS`.
 
     Returns:
         The file's content; one signature, "serving_default", from "images" to "output_0". The policies with int8
@@ -61,15 +75,26 @@ def convert(model: keras.Model, format: str | None = None) -> bytes:
     """
     format = format_of(model, format)
     policy = quantization.policy_of(model)
-    copy = rebuild(model, batch_size=1)
+    copy = rebuild(model, batch_size=1, dense_patches=True)
+    if policy is None:
+        copy = lean(copy)
+    else:
+        quantization.bake(copy)
+    use_formulation(copy, formulation or FORMULATIONS[format])
     if policy is None:
         return _through_converter(copy, format, int8=False)
-    quantization.bake(copy)
     content = _through_converter(copy, format, int8=policy.activations)
     if not policy.activations:
         return content
     kept = ("LOGISTIC",) if policy.attention else ()  # rounded in training, too
     return float_ops.to_float(content, tuple(name for name in float_ops.FLOAT_ONLY if name not in kept))
+
+
+def use_formulation(model: keras.Model, formulation: Formulation) -> None:
+    """Writes every Mobile-Attention of a model in that form from now on."""
+    for layer in model.layers:
+        if hasattr(layer, "use_formulation"):
+            layer.use_formulation(formulation)
 
 
 def convert_calibrated(model: keras.Model, images: Iterable[np.ndarray]) -> bytes:

@@ -18,6 +18,7 @@ from absl import flags
 
 from mobiatt_tf import cli, data, files, quantization, training, verification
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.lean import lean
 from mobiatt_tf.models import load_trained
 from tflite import convert, quantize
 
@@ -59,7 +60,7 @@ def fine_tune(
     begun = any((output / "checkpoints").glob("step_*.json"))
 
     def build() -> keras.Model:
-        model = quantize.load_float(checkpoint, dataset)
+        model = lean(quantize.load_float(checkpoint, dataset))
         if not begun:
             return quantization.calibrated_copy(model, policy, dataset, calibration_images)
         return quantization.quantize_aware(model, policy)  # its ranges are in the checkpoint

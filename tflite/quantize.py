@@ -25,6 +25,7 @@ from absl import flags
 
 from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError, first_line
+from mobiatt_tf.lean import lean
 from mobiatt_tf.models import load_trained, rebuild
 from mobiatt_tf.training.checkpoints import locked
 from mobiatt_tf.training.evaluate import class_count
@@ -95,7 +96,7 @@ def quantize(
     fake_quant: dict[str, keras.Model] = {}
     for method in methods:
         if method in ("int8", "int8_full"):
-            fake_quant[method] = quantization.calibrated_copy(model, method, dataset, calibration_images)
+            fake_quant[method] = quantization.calibrated_copy(lean(model), method, dataset, calibration_images)
             makers[method] = functools.partial(convert.convert, fake_quant[method])
         elif method in ("dynamic", "float16"):
             makers[method] = functools.partial(convert.convert, model, method)
@@ -182,7 +183,7 @@ def compare_and_keep(
     paths = {name: path for name, path in paths.items() if name not in failures}
     rows, measured = comparison.make_rows(logits, labels, paths, twin_names, runs)
     images = np.asarray(next(iter(data.calibration_batches(dataset, image_size, _LAYER_ERROR_IMAGES)))[0])
-    errors = {file: quantization.layer_errors(model, twin, images) for file, twin in twins.items()}
+    errors = {file: quantization.layer_errors(lean(model), twin, images) for file, twin in twins.items()}
     rows = [judge(row, rows[0].top1, max_top1_loss, errors.get(row.name)) for row in rows]
     for method in ("float32", *METHODS):
         (output / f"{method}.tflite").unlink(missing_ok=True)  # none of an earlier run beside the report of this one

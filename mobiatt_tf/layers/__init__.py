@@ -27,6 +27,7 @@ from mobiatt_tf.layers.embedding import (
 )
 from mobiatt_tf.layers.layer_scale import LayerScale
 from mobiatt_tf.layers.mlp import MLP, DepthwiseMLP
+from mobiatt_tf.layers.norm import RootMeanSquareNorm
 from mobiatt_tf.layers.reduction import SpatialReduction
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "PatchEmbedding",
     "PositionEmbedding",
     "ProjectedAttention",
+    "RootMeanSquareNorm",
     "SelectToken",
     "SoftmaxAttention",
     "SpatialReduction",

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from mobiatt_tf import ops
+from mobiatt_tf import formulation, ops
 from mobiatt_tf.layers.dense import built_dense
 from mobiatt_tf.ops import Tensor
 
@@ -86,11 +86,14 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
         Returns:
             [B, N, output_dim], or [B, height, width, output_dim] if the query is a feature map.
         """
-        mixed = self.mix_tokens(*self.project(query, key, value))
-        output = self.output_dropout(self.out(ops.merge_heads(mixed)), training=training)  # [B, N, output_dim]
+        output = self.output_dropout(self.attend(query, key, value), training=training)  # [B, N, output_dim]
         if len(query.shape) == 4:
             output = keras.ops.reshape(output, (-1, *query.shape[1:3], output.shape[-1]))  # [B, H, W, output_dim]
         return output
+
+    def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
+        """Everything but dropout, [B, N, output_dim]."""
+        return self.out(ops.merge_heads(self.mix_tokens(*self.project(query, key, value))))
 
     def project(
         self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None
@@ -193,9 +196,35 @@ class MobileAttention(ProjectedAttention):
         check_mobile_arguments(epsilon, reference_tokens)
         self.epsilon = epsilon
         self.reference_tokens = reference_tokens
+        self.formulation: formulation.Formulation | None = None
+        self.joint: tuple[Any, Any] | None = None  # kernel and bias of the three projections as one
 
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ops.mobile_attention(query, key, value, self.epsilon, self.reference_tokens)
+
+    def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
+        if self.formulation is None or key is not None or value is not None or self.query_tokens is None:
+            return super().attend(query, key, value)
+        tokens = ops.flatten_map(query)
+        chunks = self.formulation.chunks(self.query_tokens, self.query.units)
+
+        def project(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+            x = tokens if len(chunks) == 1 else tokens[:, start:stop]  # [B, n, D]
+            if self.joint is None:
+                return self.query(x), self.key(x), self.value(x)
+            kernel, bias = self.joint
+            query, key, value = keras.ops.split(keras.ops.matmul(x, kernel) + bias, 3, axis=-1)  # [B, n, model_dim]
+            return query, key, value
+
+        arguments = self.num_heads, self.formulation.group_width, self.epsilon, self.reference_tokens
+        mixed = formulation.mobile_attention(project, chunks, *arguments)
+        outputs = [self.out(x) for x in mixed]  # [B, n, output_dim]
+        return outputs[0] if len(outputs) == 1 else keras.ops.concatenate(outputs, axis=1)
+
+    def use_formulation(self, chosen: formulation.Formulation) -> None:
+        """Computes the attention of a sequence with itself in that form from now on; for exports, see `Formulation`."""
+        self.formulation = chosen
+        self.joint = formulation.joint_weights([self.query, self.key, self.value]) if chosen.joint_projection else None
 
     def mixing_macs(self) -> int:
         dims = self.query.units, self.value.units

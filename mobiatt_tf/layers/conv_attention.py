@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobiatt_tf import ops
+from mobiatt_tf import formulation, ops
 from mobiatt_tf.layers.attention import check_mobile_arguments
 from mobiatt_tf.layers.conv import ConvBN, StridedDepthwiseResidual, padded_shape, strided_shape
 from mobiatt_tf.layers.embedding import GridTable
@@ -83,16 +83,16 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
         x = self.stride_conv(inputs, training=training) if self.strides > 1 else inputs  # [B, h, w, C]
         value = self.value(x, training=training)  # [B, h, w, value_dim]
         query, key = self.query(x, training=training), self.key(x, training=training)  # [B, h, w, key_dim]
-        mixed = self.mix_tokens(*(self._heads(tensor) for tensor in (query, key, value)))
-        x = keras.ops.reshape(ops.merge_heads(mixed), (-1, *self.grid, self.value_dim))  # [B, h, w, value_dim]
+        mixed = self.attend(*(ops.flatten_map(tensor) for tensor in (query, key, value)))  # [B, N, value_dim]
+        x = keras.ops.reshape(mixed, (-1, *self.grid, self.value_dim))  # [B, h, w, value_dim]
         x = x + self.value_local(value, training=training)
         if self.strides > 1:
             x = self.upsample(x)  # [B, H, W, value_dim]
         return self.out(ops.gelu(x), training=training)  # [B, H, W, C]
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[B, h, w, D] to heads with tokens last, [B, heads, d, N]."""
-        return ops.split_heads(ops.flatten_map(x), self.num_heads)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The mixing of projected tokens, [B, N, key_dim] twice and [B, N, value_dim], to [B, N, value_dim]."""
+        return ops.merge_heads(self.mix_tokens(*(ops.split_heads(x, self.num_heads) for x in (query, key, value))))
 
     @abc.abstractmethod
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -198,9 +198,27 @@ class MobileConvAttention(ConvAttention):
         check_mobile_arguments(epsilon, reference_tokens)
         self.reference_tokens = reference_tokens
         self.epsilon = epsilon
+        self.formulation: formulation.Formulation | None = None
 
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ops.mobile_attention(query, key, value, self.epsilon, self.reference_tokens)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.formulation is None:
+            return super().attend(query, key, value)
+        chunks = self.formulation.chunks(self.tokens, self.value_dim)
+
+        def project(start: int, stop: int) -> tuple[Tensor, ...]:
+            tensors = query, key, value
+            return tensors if len(chunks) == 1 else tuple(tensor[:, start:stop] for tensor in tensors)
+
+        arguments = self.num_heads, self.formulation.group_width, self.epsilon, self.reference_tokens
+        mixed = formulation.mobile_attention(project, chunks, *arguments)
+        return mixed[0] if len(mixed) == 1 else keras.ops.concatenate(mixed, axis=1)
+
+    def use_formulation(self, chosen: formulation.Formulation) -> None:
+        """Mixes in that form from now on; for exports, see `mobiatt_tf.formulation.Formulation`."""
+        self.formulation = chosen
 
     def mixing_macs(self) -> int:
         return ops.linear_mixing_macs(self.tokens, self.tokens, self.num_heads, self.key_dim, self.value_dim)
@@ -208,7 +226,8 @@ class MobileConvAttention(ConvAttention):
     def introspect(self, inputs: Tensor) -> dict[str, Tensor]:
         """What the heads do at each token of [B, H, W, C]; see `mobiatt_tf.MobileAttention.introspect`."""
         x = self.stride_conv(inputs, training=False) if self.strides > 1 else inputs
-        query, key = (self._heads(conv(x, training=False)) for conv in (self.query, self.key))
+        maps = (conv(x, training=False) for conv in (self.query, self.key))  # [B, h, w, key_dim]
+        query, key = (ops.split_heads(ops.flatten_map(tensor), self.num_heads) for tensor in maps)
         return ops.flows_by_name(query, key, self.epsilon)
 
     def get_config(self) -> dict[str, Any]:

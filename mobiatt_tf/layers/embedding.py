@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from mobiatt_tf.layers.conv import pad_as_torch, padded_shape, same_padding, strided_shape
-from mobiatt_tf.layers.dense import copy_of
+from mobiatt_tf.layers.dense import built_dense, copy_of
 from mobiatt_tf.ops import Tensor
 
 
@@ -18,21 +18,36 @@ class PatchEmbedding(keras.layers.Layer):
         patch_size: side p of a patch in pixels.
         embed_dim: width D of a token.
         kernel_initializer: initializer of the projection.
+        dense: the projection is a dense layer over whole patches with kernel [p * p * C, D] instead of a convolution
+            with kernel [p, p, C, D]: the same numbers in the same order. XNNPACK gathers the pixels of every window of
+            a convolution through pointers, and one transposition is faster; exports use it.
 
     Raises:
         ValueError: the image's sides are unknown or not multiples of the patch size.
     """
 
     def __init__(
-        self, patch_size: int, embed_dim: int, kernel_initializer: Any = "glorot_uniform", **kwargs: Any
+        self,
+        patch_size: int,
+        embed_dim: int,
+        kernel_initializer: Any = "glorot_uniform",
+        dense: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.dense = dense
 
     def build(self, input_shape: Any) -> None:
-        self._grid(input_shape)
+        height, width = self._grid(input_shape)
+        if self.dense:
+            shape = (input_shape[0], height * width, self.patch_size**2 * input_shape[-1])
+            self.projection = built_dense(
+                "projection", self.embed_dim, shape, self.kernel_initializer, self.dtype_policy
+            )
+            return
         self.projection = keras.layers.Conv2D(
             self.embed_dim,
             self.patch_size,
@@ -45,6 +60,8 @@ class PatchEmbedding(keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         height, width = self._grid(inputs.shape)
+        if self.dense:
+            return self.projection(_cut(inputs, self.patch_size))  # [B, N, D]
         patches = self.projection(inputs)  # [B, height / p, width / p, D]
         return keras.ops.reshape(patches, (-1, height * width, self.embed_dim))  # [B, N, D]
 
@@ -62,6 +79,7 @@ class PatchEmbedding(keras.layers.Layer):
             "patch_size": self.patch_size,
             "embed_dim": self.embed_dim,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "dense": self.dense,
         }
 
     def _grid(self, input_shape: Any) -> tuple[int, int]:
@@ -74,6 +92,15 @@ class PatchEmbedding(keras.layers.Layer):
                 f"{height} x {width}."
             )
         return height // self.patch_size, width // self.patch_size
+
+
+def _cut(images: Tensor, side: int) -> Tensor:
+    """[B, height, width, C] to the pixels of each patch, row by row: [B, N, side * side * C]."""
+    _, height, width, channels = images.shape
+    rows, columns = height // side, width // side
+    split = keras.ops.reshape(images, (-1, side, columns, side * channels))  # [B * rows, side, columns, side * C]
+    patches = keras.ops.transpose(split, (0, 2, 1, 3))  # [B * rows, columns, side, side * C]
+    return keras.ops.reshape(patches, (-1, rows * columns, side * side * channels))
 
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")

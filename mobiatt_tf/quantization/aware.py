@@ -37,6 +37,7 @@ FLOAT_LAYERS: tuple[Any, ...] = (
     layers.DropPath,
     layers.LayerScale,
     layers.PositionEmbedding,
+    layers.RootMeanSquareNorm,
     layers.SelectToken,
 )
 

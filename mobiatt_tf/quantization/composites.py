@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from mobiatt_tf import layers
+from mobiatt_tf.formulation import Formulation
 from mobiatt_tf.layers.conv import pad_as_torch
 from mobiatt_tf.ops import Tensor
 from mobiatt_tf.quantization.attention import Int8Mixing
@@ -151,6 +152,10 @@ class _QuantizedMixing(keras.layers.Layer):
         if self.policy.attention:
             self.core = Int8Mixing(self.epsilon, self.reference_tokens, name="core")
             self.core.build(None)
+
+    def use_formulation(self, chosen: Formulation) -> None:
+        if self.core is None:  # an int8 core has a form of its own
+            super().use_formulation(chosen)
 
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.core is None:

@@ -14,6 +14,7 @@ from coreml.interpreter import Interpreter
 from keras_models import DeiTMobiAtt, EfficientFormerV2MobiAtt, PVTv2MobiAtt
 from mobiatt_tf import layers, quantization
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.lean import lean
 from mobiatt_tf.quantization.aware import projections, quantizers
 from mobiatt_tf.quantization.fake_quant import round_kernel
 from mobiatt_tf.verification import keras_logits, photographs
@@ -215,6 +216,15 @@ def test_a_quantized_program_equals_the_quantized_model(
     """Not to 1e-5: a number between two steps may fall to either."""
     model = quantized(family)
     assert error(model, saved(model, tmp_path / "model.mlpackage", 17, precision), "typed") < bound
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-5), ("float16", 5e-3)])
+def test_a_lean_program_equals_the_model(precision: str, bound: float, tmp_path: Path) -> None:
+    """As `tflite.qat` trains it: root mean squares, here of a stream that float16 cannot square."""
+    model = lean(big_stream_model())
+    assert any(isinstance(layer, layers.RootMeanSquareNorm) for layer in model.layers)
+    assert streams.find_streams(model)
+    assert error(model, saved(model, tmp_path / "model.mlpackage", 15, precision), "float16") < bound
 
 
 @pytest.mark.parametrize("low", [-1.0, -0.3, 0.0])

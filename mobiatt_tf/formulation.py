@@ -1,0 +1,178 @@
+"""How Mobile-Attention is written into an exported graph: the same function, in the form that phones run fastest.
+
+Training keeps the equations of `mobiatt_tf.ops`. What differs here, and why (docs/performance.md has the measurements):
+
+- Key^T value is one matrix product for several heads at once, and what lies between different heads is set to 0. Eight
+  channels a head fill a quarter of a processor's registers.
+- The competition weights the key, not the value, so that the value needs no transposition to tokens-last: a
+  permutation of whole rows is enough.
+- Long sequences are cut into chunks of tokens, whose tensors stay in the cache. Only key^T value and the sum over the
+  competition's exponentials join the chunks.
+- sum_d (q + eps) (K + eps) is written as sum_d q (K + eps) + eps sum_d (K + eps), so that epsilon costs operations on
+  what is left after a sum over heads, not on whole tensors. (Without the second term heads whose sigmoids are all
+  below .01 would differ by more than a part in ten thousand.) The lower clip is gone: it never acts on sums of products
+  of sigmoids.
+- Query, key and value can be one projection: a file with dynamic quantization then rounds its input once, not thrice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mobiatt_tf.ops import MEAN_SCALE, Tensor
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """The choices; each gives the same function.
+
+    Attributes:
+        group_width: most channels of the heads that share a matrix product; see `heads_in_group`.
+        chunk_tokens: about how many tokens are computed at a time, where the sequence is cut at all.
+        chunk_from: tokens times channels from which a sequence is cut.
+        joint_projection: query, key and value in one matrix product.
+    """
+
+    group_width: int = 32
+    chunk_tokens: int = 256
+    chunk_from: int = 768 * 256
+    joint_projection: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("group_width", "chunk_tokens", "chunk_from"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but {name}={getattr(self, name)} was given.")
+
+    def chunks(self, tokens: int, width: int) -> list[tuple[int, int]]:
+        """(start, stop) of each chunk of `tokens` tokens with `width` channels: one, or several of nearly equal size.
+
+        >>> Formulation(chunk_tokens=4, chunk_from=1).chunks(10, 8)
+        [(0, 4), (4, 7), (7, 10)]
+        """
+        count = -(-tokens // self.chunk_tokens) if tokens * width >= self.chunk_from else 1
+        sizes = [len(part) for part in np.array_split(np.arange(tokens), count)]
+        stops = np.cumsum(sizes)
+        return [(int(stop - size), int(stop)) for size, stop in zip(sizes, stops, strict=True)]
+
+
+def heads_in_group(num_heads: int, head_dim: int, group_width: int) -> int:
+    """The most heads that divide `num_heads` and have together at most `group_width` channels, at least 1."""
+    fitting = [heads for heads in range(1, num_heads + 1) if num_heads % heads == 0 and heads * head_dim <= group_width]
+    return max(fitting, default=1)
+
+
+def mobile_attention(
+    project: Callable[[int, int], tuple[Tensor, Tensor, Tensor]],
+    chunks: list[tuple[int, int]],
+    num_heads: int,
+    group_width: int,
+    epsilon: float = 1e-6,
+    reference_tokens: int | None = None,
+) -> list[Tensor]:
+    """`mobiatt_tf.ops.mobile_attention` of token sequences, chunk by chunk; equal to it to 1e-5 of the largest output.
+
+    Args:
+        project: gives query, key and value before the sigmoid for the tokens start to stop: [B, n, Dk], [B, n, Dk],
+            [B, n, Dv], all sizes but B known.
+        chunks: see `Formulation.chunks`.
+        num_heads: heads of both widths.
+        group_width: see `Formulation`; it counts channels of the value.
+        epsilon, reference_tokens: see `mobiatt_tf.ops.mobile_attention`.
+
+    Returns:
+        [B, n, Dv] for each chunk, before the output projection.
+    """
+    tokens = chunks[-1][1]
+    total = float(tokens if reference_tokens is None else reference_tokens)
+    context: Any = None
+    strength_mean: Any = None
+    queries = []
+    for start, stop in chunks:
+        query, key, value = project(start, stop)
+        groups = num_heads // heads_in_group(num_heads, value.shape[-1] // num_heads, group_width)
+        query, allocation, key, conserved_outgoing = _flows(query, key, num_heads, epsilon)
+        queries.append(_rows_by_group(query * (allocation * (total / MEAN_SCALE)), groups))  # [B, G, n, g dk]
+        if len(chunks) == 1:
+            weights = ops.softmax(conserved_outgoing, axis=-1)  # [B, H, 1, N]
+        else:
+            strength = ops.exp(conserved_outgoing)  # at most e: nothing to subtract before
+            mean = ops.mean(strength, axis=-1, keepdims=True) * ((stop - start) / tokens)  # [B, H, 1, 1]
+            strength_mean = mean if strength_mean is None else strength_mean + mean
+            weights = strength * (1.0 / tokens)
+        weighted_key = ops.reshape(
+            key * (weights * MEAN_SCALE), (-1, groups, key.shape[1] * key.shape[2] // groups, stop - start)
+        )
+        part = ops.matmul(weighted_key, _split_groups(value, groups))  # [B, G, g dk, g dv]
+        context = part if context is None else context + part
+    if strength_mean is not None:
+        by_head = ops.reshape(context, (-1, num_heads, query.shape[2], context.shape[-1]))  # [B, H, dk, g dv]
+        context = ops.reshape(by_head * (1.0 / strength_mean), (-1, *context.shape[1:]))
+    context = context * _same_head(num_heads // groups, *context.shape[2:])
+    return [_join_groups(ops.matmul(query, context)) for query in queries]
+
+
+def _flows(query: Tensor, key: Tensor, num_heads: int, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of projections [B, n, Dk]: query times I, A, key, and O~ before the softmax.
+
+    The two tensors are [B, H, dk, n] and the two flows [B, H, 1, n]; the equations stand in `mobiatt_tf.ops.flows`.
+    """
+
+    def heads(x: Tensor) -> Tensor:
+        split = ops.reshape(x, (-1, x.shape[1], num_heads, x.shape[2] // num_heads))
+        # In this order the converter moves the transposition in front of an int8 file's DEQUANTIZE: fewer bytes.
+        return ops.sigmoid(ops.transpose(split, (0, 2, 3, 1)))  # [B, H, dk, n]
+
+    def over_channels(x: Tensor) -> Tensor:
+        return ops.sum(x, axis=2, keepdims=True)
+
+    def between(own: Tensor, others: Tensor) -> Tensor:
+        total = ops.sum(others, axis=1, keepdims=True) + epsilon  # [B, 1, dk, n]
+        return over_channels(own * total) + epsilon * over_channels(total)  # [B, H, 1, n]
+
+    query, key = heads(query), heads(key)
+    outgoing = 1.0 / between(key, query)
+    incoming = 1.0 / between(query, key)
+    asked = query * incoming
+    conserved_incoming = between(query, key * outgoing)
+    conserved_outgoing = between(key, asked)
+    return asked, ops.sigmoid(conserved_incoming), key, ops.minimum(conserved_outgoing, 1.0)
+
+
+def _split_groups(x: Tensor, groups: int) -> Tensor:
+    """[B, n, D] to [B, G, n, D / G]."""
+    split = ops.reshape(x, (-1, x.shape[1], groups, x.shape[2] // groups))
+    return ops.transpose(split, (0, 2, 1, 3))
+
+
+def _join_groups(x: Tensor) -> Tensor:
+    """[B, G, n, D / G] to [B, n, D]."""
+    _, groups, tokens, width = x.shape
+    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, tokens, groups * width))
+
+
+def _rows_by_group(x: Tensor, groups: int) -> Tensor:
+    """[B, H, d, n] to [B, G, n, H d / G].
+
+    The transposition has rank 4: TFLite's converter makes one of rank 3 into adj_x of the product behind it, which
+    does not prepare in forced float16.
+    """
+    _, heads, channels, tokens = x.shape
+    return ops.transpose(ops.reshape(x, (-1, groups, heads * channels // groups, tokens)), (0, 1, 3, 2))
+
+
+def _same_head(heads: int, key_width: int, value_width: int) -> Any:
+    """1 where a channel of the key and one of the value belong to the same head, else 0: [key_width, value_width]."""
+    return np.kron(np.eye(heads), np.ones((key_width // heads, value_width // heads))).astype("float32")
+
+
+def joint_weights(projections: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [D, sum of units] and bias of dense layers that read the same tensor, as one."""
+    kernels, biases = (
+        [keras.ops.convert_to_numpy(getattr(projection, name)) for projection in projections]
+        for name in ("kernel", "bias")
+    )
+    return np.concatenate(kernels, axis=-1), np.concatenate(biases)
