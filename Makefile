@@ -6,7 +6,7 @@ VENV_PYTHON := $(VENV)/bin/python
 QUICKSTART_MODEL := runs/quickstart/model.tflite
 
 .NOTPARALLEL:
-.PHONY: help quickstart test check pytest bazel dev format clean
+.PHONY: help quickstart test check pytest bazel arm dev format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -33,6 +33,10 @@ pytest: dev | $(QUICKSTART_MODEL) ## every test, the slow ones too
 
 bazel: dev | $(QUICKSTART_MODEL) ## build //..., test //tests/..., run //tflite:benchmark on the quickstart's model
 	@tools/run_bazel.sh "$(CURDIR)/$(VENV_PYTHON)" $(QUICKSTART_MODEL)
+
+arm: dev ## count the instructions of the aarch64 runtime in an emulator, compare with docs/arm.json
+	@PYTHON="$(CURDIR)/$(VENV_PYTHON)" tools/arm/setup.sh
+	PYTHONPATH=. $(VENV_PYTHON) benchmarks/arm.py --check
 
 format: dev ## rewrite the files as `make check` wants them
 	$(VENV)/bin/python -m ruff check --fix .

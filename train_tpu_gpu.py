@@ -16,7 +16,6 @@ from absl import flags
 import keras_models
 from mobiatt_tf import cli, data, files, training
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.layers import ATTENTIONS
 from mobiatt_tf.models import load_trained
 
 DATASET = flags.DEFINE_string("dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, or a folder of images.")
@@ -30,7 +29,7 @@ NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads; without it
 HEAD_DIM = flags.DEFINE_integer("head_dim", None, "Channels of a head instead of their number.", lower_bound=1)
 DISTILLED = flags.DEFINE_bool("distilled", False, "Add the distillation head, which learns the labels too.")
 START_FROM = flags.DEFINE_string("start_from", None, "Initial weights: .pth, .safetensors, .keras or a run.")
-ATTENTION = flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Kind of attention.")
+ATTENTION = cli.define_attention("Kind of attention")
 RECIPE = flags.DEFINE_enum("recipe", "quickstart", list(training.RECIPES), "Every field of it is a flag too.")
 STRATEGY = flags.DEFINE_enum("strategy", "one", training.STRATEGIES, "One device, or all of this machine.")
 LOGICAL_DEVICES = flags.DEFINE_integer("logical_devices", None, "Split the CPU into so many devices.", lower_bound=1)
@@ -80,7 +79,7 @@ def model_arguments() -> dict[str, Any]:
     arguments = {
         "variant": VARIANT.value or family.default_variant,
         "num_heads": NUM_HEADS.value,
-        "attention": ATTENTION.value,
+        "attention": cli.attention(ATTENTION.value),
     }
     if HEAD_DIM.value is not None:
         arguments["head_dim"] = HEAD_DIM.value

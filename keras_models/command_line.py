@@ -6,7 +6,6 @@ from absl import flags
 import keras_models
 from mobiatt_tf import cli
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.layers import ATTENTIONS
 from mobiatt_tf.models import load_trained
 
 
@@ -16,7 +15,7 @@ def define_model_flags() -> None:
     flags.DEFINE_enum("model", "deit", list(keras_models.FAMILIES), "Without --checkpoint: the family.")
     flags.DEFINE_string("variant", None, "Without --checkpoint: a variant with random weights.")
     flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the model's own.")
-    flags.DEFINE_enum("attention", "mobile", list(ATTENTIONS), "Without --checkpoint: its attention.")
+    cli.define_attention("Without --checkpoint: its attention")
     flags.DEFINE_integer("num_heads", None, "Without --checkpoint: its heads.", lower_bound=1)
     flags.DEFINE_integer("head_dim", None, "Without --checkpoint: the channels of a head instead.", lower_bound=1)
 
@@ -55,7 +54,7 @@ def model_from_flags() -> keras.Model:
         return keras_models.FAMILIES[values.model].build(
             values.variant,
             image_size=size,
-            attention=values.attention,
+            attention=cli.attention(values.attention),
             num_heads=values.num_heads,
             head_dim=values.head_dim,
         )

@@ -1,6 +1,7 @@
 """What the model families share."""
 
 import operator
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from mobiatt_tf.layers import (
 )
 
 ImageSize = int | tuple[int, int]
+Attention = str | Sequence[str]  # of the whole model, or of each stage (DeiT: block)
 
 # The authors' head counts are not part of their published module. Competition is among heads, so many narrow heads
 # give it room, and the operator's output grows as N / H: 8 channels a head keep it near the input's scale.
@@ -56,6 +58,37 @@ def attention_layer(
     if kind == "mobile":
         arguments["reference_tokens"] = reference_tokens
     return ATTENTIONS[kind](num_heads, **arguments)
+
+
+def attention_kinds(
+    attention: Attention, places: int, place: str, allowed: Collection[str] = ATTENTIONS
+) -> tuple[str, ...]:
+    """The attention of each of `places` stages or blocks (`place` names them), from one kind for all or one for each.
+
+    Raises:
+        ValueError: a kind that is not `allowed`, or another number of kinds.
+    """
+    kinds = (attention,) * places if isinstance(attention, str) else tuple(attention)
+    for kind in kinds:
+        if kind not in allowed:
+            raise ValueError(f"There is no attention {kind!r}. Choose one of {', '.join(allowed)}.")
+    if len(kinds) != places:
+        raise ValueError(
+            f"attention must be one kind for all, or one for each of the {places} {place}, but {len(kinds)} were given."
+        )
+    return kinds
+
+
+def attention_drop_rate(kind: str, given: float | None, dropout: float) -> float:
+    """The dropout after the output projection: as given, else 0.05 for Mobile-Attention and `dropout` otherwise."""
+    if given is not None:
+        return given
+    return 0.05 if kind == "mobile" else dropout
+
+
+def attention_label(kinds: tuple[str, ...]) -> str:
+    """For a model's name: the kind, or "mixed"."""
+    return kinds[0] if len(set(kinds)) == 1 else "mixed"
 
 
 def head_count(width: int, num_heads: int | None, head_dim: int | None, default: int) -> int:

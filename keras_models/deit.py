@@ -15,7 +15,11 @@ import keras
 
 from keras_models.common import (
     MOBILE_HEAD_DIM,
+    Attention,
     ImageSize,
+    attention_drop_rate,
+    attention_kinds,
+    attention_label,
     attention_layer,
     drop_path_rates,
     head_count,
@@ -57,7 +61,7 @@ def DeiTMobiAtt(
     num_classes: int = 1000,
     num_heads: int | None = None,
     head_dim: int | None = None,
-    attention: str = "mobile",
+    attention: Attention = "mobile",
     distilled: bool = False,
     drop_path: float = 0.1,
     dropout: float = 0.0,
@@ -77,7 +81,8 @@ def DeiTMobiAtt(
         num_classes: number of logits; 0 ends at the normalised class token (with `distilled`, the pair's mean).
         num_heads: attention heads. None takes embed_dim / 8 for Mobile-Attention and the host's count otherwise.
         head_dim: channels of a head instead of their number.
-        attention: "mobile", "softmax" (the published DeiT) or "linear" (elu + 1, for ablations).
+        attention: "mobile", "softmax" (the published DeiT) or "linear" (elu + 1, for ablations); or one of them for
+            each block.
         distilled: add the distillation token and its head. Training calls return (class, distillation) logits,
             other calls their mean.
         drop_path: stochastic depth rate of the last block; rises linearly from 0 (published: 0.1).
@@ -105,10 +110,7 @@ def DeiTMobiAtt(
     row = VARIANTS[variant]
     height, width = image_sides(image_size if image_size is not None else row.image_size, row.patch_size)
     trained = image_sides(training_size or (height, width), row.patch_size, "training_size")
-    default_heads = row.embed_dim // MOBILE_HEAD_DIM if attention == "mobile" else row.num_heads
-    num_heads = head_count(row.embed_dim, num_heads, head_dim, default_heads)
-    if attention_dropout is None:
-        attention_dropout = 0.05 if attention == "mobile" else dropout
+    kinds = attention_kinds(attention, row.depth, "blocks")
     prefix = 2 if distilled else 1
     reference_tokens = prefix + (trained[0] // row.patch_size) * (trained[1] // row.patch_size)
     features: dict[str, Any] = {}
@@ -122,10 +124,11 @@ def DeiTMobiAtt(
         x = features["embedding"] = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
 
         for index, drop_rate in enumerate(drop_path_rates(drop_path, row.depth)):
+            default_heads = row.embed_dim // MOBILE_HEAD_DIM if kinds[index] == "mobile" else row.num_heads
             mixing = attention_layer(
-                attention,
-                num_heads,
-                dropout=attention_dropout,
+                kinds[index],
+                head_count(row.embed_dim, num_heads, head_dim, default_heads),
+                dropout=attention_drop_rate(kinds[index], attention_dropout, dropout),
                 reference_tokens=reference_tokens,
                 kernel_initializer=_initializer(),
                 name=f"block{index}_attention",
@@ -141,7 +144,7 @@ def DeiTMobiAtt(
             logits(SelectToken(index, name=f"{head}_token")(x), head, num_classes, _initializer())  # [B, num_classes]
             for index, head in enumerate(heads)
         ]
-    return classifier(images, outputs, name or f"deit_{variant}_{attention}")
+    return classifier(images, outputs, name or f"deit_{variant}_{attention_label(kinds)}")
 
 
 def _block(x: Any, attention: Any, mlp: Any, drop_path: float, name: str) -> Any:

@@ -16,7 +16,10 @@ import keras
 
 from keras_models.common import (
     MOBILE_HEAD_DIM,
+    Attention,
     ImageSize,
+    attention_kinds,
+    attention_label,
     drop_path_rates,
     head_count,
     image_sides,
@@ -79,7 +82,7 @@ def EfficientFormerV2MobiAtt(
     num_classes: int = 1000,
     num_heads: int | None = None,
     head_dim: int | None = None,
-    attention: str = "mobile",
+    attention: Attention = "mobile",
     distilled: bool = False,
     drop_path: float | None = None,
     training_size: ImageSize | None = None,
@@ -99,7 +102,8 @@ def EfficientFormerV2MobiAtt(
         num_heads: heads of the attention blocks. None takes one for 8 channels of the keys (32) for Mobile-Attention
             and the host's 8 otherwise. The attention between stages 3 and 4 keeps its 8.
         head_dim: channels of the keys of a head instead of their number.
-        attention: "mobile" or "softmax" (the published EfficientFormerV2).
+        attention: "mobile" or "softmax" (the published EfficientFormerV2); or one of them for each of the two stages
+            that have attention, the third and the fourth.
         distilled: add the head that learns from a teacher; the published weights have it. Training calls return
             (class, distillation) logits, other calls their mean.
         drop_path: stochastic depth rate of the last block; rises linearly from 0. None takes the published rate.
@@ -123,26 +127,25 @@ def EfficientFormerV2MobiAtt(
     """
     if variant not in VARIANTS:
         raise ValueError(f"There is no EfficientFormerV2 variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
-    if attention not in ("mobile", "softmax"):
-        raise ValueError(f"There is no attention {attention!r} for EfficientFormerV2. Choose one of mobile, softmax.")
+    kinds = attention_kinds(attention, 2, "stages with attention", ("mobile", "softmax"))
     row = VARIANTS[variant]
     stem_stride = row.stem_strides[0] * row.stem_strides[1]
     strides = [stem_stride * 2**stage for stage in range(4)]  # of each stage, in pixels
     height, width = image_sides(image_size if image_size is not None else row.image_size, strides[-1])
     trained = image_sides(training_size or (height, width), strides[-1], "training_size")
-    default_heads = row.key_dim // MOBILE_HEAD_DIM if attention == "mobile" else _HOST_HEADS
-    num_heads = head_count(row.key_dim, num_heads, head_dim, default_heads)
     # Stage 3 attends at half its resolution, stage 4 at its own: the same number of tokens.
     reference_tokens = (trained[0] // strides[-1]) * (trained[1] // strides[-1])
     rates = drop_path_rates(row.drop_path if drop_path is None else drop_path, sum(row.depths))
     norm = {"synchronized": synchronized_batch_norm}
     features: dict[str, Any] = {}
 
-    def attention_block(strides: int, name: str) -> ConvAttention:
+    def attention_block(kind: str, strides: int, name: str) -> ConvAttention:
         widths: dict[str, Any] = {"key_dim": row.key_dim, "value_dim": row.value_dim, "strides": strides, **norm}
-        if attention == "mobile":
-            return MobileConvAttention(num_heads, reference_tokens=reference_tokens, name=name, **widths)
-        return BiasedConvAttention(num_heads, name=name, **widths)
+        default_heads = row.key_dim // MOBILE_HEAD_DIM if kind == "mobile" else _HOST_HEADS
+        heads = head_count(row.key_dim, num_heads, head_dim, default_heads)
+        if kind == "mobile":
+            return MobileConvAttention(heads, reference_tokens=reference_tokens, name=name, **widths)
+        return BiasedConvAttention(heads, name=name, **widths)
 
     with dtype_policy(dtype):
         images = x = keras.Input((height, width, 3), batch_size=batch_size, name="images")
@@ -158,12 +161,12 @@ def EfficientFormerV2MobiAtt(
                 name_of_block = f"{stage}_block{block}"
                 rate = rates[sum(row.depths[:index]) + block]
                 if index >= 2 and block >= row.depths[index] - row.attention_blocks:
-                    mixing = attention_block(2 if index == 2 else 1, f"{name_of_block}_attention")
+                    mixing = attention_block(kinds[index - 2], 2 if index == 2 else 1, f"{name_of_block}_attention")
                     x = residual(x, LayerScale(name=f"{name_of_block}_scale1")(mixing(x)), rate, name_of_block, 1)
                 branch = _mlp(x, dim, dim * expansions[block], norm, f"{name_of_block}_mlp")
                 x = residual(x, LayerScale(name=f"{name_of_block}_scale2")(branch), rate, name_of_block, 2)
             features[stage] = x
-        name = name or f"efficientformer_v2_{variant}_{attention}"
+        name = name or f"efficientformer_v2_{variant}_{attention_label(kinds)}"
         if features_only:
             return keras.Model(images, features, name=f"{name}_features")
         final = BatchNorm(name="norm", **norm)

@@ -15,7 +15,11 @@ import keras
 
 from keras_models.common import (
     MOBILE_HEAD_DIM,
+    Attention,
     ImageSize,
+    attention_drop_rate,
+    attention_kinds,
+    attention_label,
     attention_layer,
     drop_path_rates,
     head_count,
@@ -70,7 +74,7 @@ def PVTv2MobiAtt(
     num_classes: int = 1000,
     num_heads: int | tuple[int, ...] | None = None,
     head_dim: int | None = None,
-    attention: str = "mobile",
+    attention: Attention = "mobile",
     drop_path: float | None = None,
     dropout: float = 0.0,
     attention_dropout: float | None = None,
@@ -91,7 +95,9 @@ def PVTv2MobiAtt(
         num_heads: attention heads, one number for all stages or one for each. None takes width / 8 for
             Mobile-Attention and the host's counts otherwise.
         head_dim: channels of a head instead of their number.
-        attention: "mobile", "softmax" (the published PVTv2) or "linear" (elu + 1 on all tokens, for ablations).
+        attention: "mobile", "softmax" (the published PVTv2) or "linear" (elu + 1 on all tokens, for ablations); or one
+            of them for each stage. At 224 pixels the last stage has 49 tokens, where softmax is faster on processors:
+            ("mobile", "mobile", "mobile", "softmax") keeps it there (docs/performance.md).
         drop_path: stochastic depth rate of the last block; rises linearly from 0. None takes the published rate.
         dropout: rate in the MLPs (published: 0).
         attention_dropout: rate after the attention's output projection. None: 0.05 for Mobile-Attention (published
@@ -116,7 +122,8 @@ def PVTv2MobiAtt(
     if variant not in VARIANTS:
         raise ValueError(f"There is no PVTv2 variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
     row = VARIANTS[variant]
-    if row.pool_size and attention != "softmax":
+    kinds = attention_kinds(attention, 4, "stages")
+    if row.pool_size and set(kinds) != {"softmax"}:
         raise ValueError(
             f"{variant} differs from its sibling in the softmax attention only: give attention='softmax' with it, or "
             f"another variant with attention={attention!r}."
@@ -124,10 +131,8 @@ def PVTv2MobiAtt(
     strides = [row.stem[1] * 2**stage for stage in range(4)]  # of each stage, in pixels
     height, width = image_sides(image_size if image_size is not None else row.image_size, strides[-1])
     trained = image_sides(training_size or (height, width), strides[-1], "training_size")
-    if attention_dropout is None:
-        attention_dropout = 0.05 if attention == "mobile" else dropout
     rates = drop_path_rates(row.drop_path if drop_path is None else drop_path, sum(row.depths))
-    heads = _heads_of_stages(row, attention, num_heads, head_dim)
+    heads = _heads_of_stages(row, kinds, num_heads, head_dim)
     features: dict[str, Any] = {}
 
     with dtype_policy(dtype):
@@ -142,14 +147,15 @@ def PVTv2MobiAtt(
             reference_tokens = (trained[0] // strides[index]) * (trained[1] // strides[index])
             for block in range(row.depths[index]):
                 mixing = attention_layer(
-                    attention,
+                    kinds[index],
                     heads[index],
-                    dropout=attention_dropout,
+                    dropout=attention_drop_rate(kinds[index], attention_dropout, dropout),
                     reference_tokens=reference_tokens,
                     kernel_initializer=_initializer(),
                     name=f"{stage}_block{block}_attention",
                 )
-                reduction = _reduction(row, index, dim, f"{stage}_block{block}") if attention == "softmax" else None
+                softmax = kinds[index] == "softmax"
+                reduction = _reduction(row, index, dim, f"{stage}_block{block}") if softmax else None
                 mlp = DepthwiseMLP(
                     dim * row.mlp_ratios[index],
                     relu=row.pool_size is not None,
@@ -160,7 +166,7 @@ def PVTv2MobiAtt(
                 )
                 x = _block(x, mixing, reduction, mlp, rates[sum(row.depths[:index]) + block], f"{stage}_block{block}")
             x = features[stage] = _layer_norm(f"{stage}_norm")(x)
-        name = name or f"pvt_v2_{variant}_{attention}"
+        name = name or f"pvt_v2_{variant}_{attention_label(kinds)}"
         if features_only:
             return keras.Model(images, features, name=f"{name}_features")
         pooled = keras.layers.GlobalAveragePooling2D(name="pool")(x)  # [B, D]
@@ -184,13 +190,16 @@ def _reduction(row: Variant, stage: int, dim: int, name: str) -> SpatialReductio
 
 
 def _heads_of_stages(
-    row: Variant, attention: str, num_heads: int | tuple[int, ...] | None, head_dim: int | None
+    row: Variant, kinds: tuple[str, ...], num_heads: int | tuple[int, ...] | None, head_dim: int | None
 ) -> list[int]:
     """The number of heads of each stage."""
     counts = num_heads if isinstance(num_heads, tuple | list) else [num_heads] * 4
     if len(counts) != 4:
         raise ValueError(f"num_heads must be one number, or one for each of the four stages, but is {num_heads}.")
-    defaults = [dim // MOBILE_HEAD_DIM for dim in row.embed_dims] if attention == "mobile" else row.num_heads
+    defaults = [
+        dim // MOBILE_HEAD_DIM if kind == "mobile" else host
+        for dim, kind, host in zip(row.embed_dims, kinds, row.num_heads, strict=True)
+    ]
     return [head_count(*stage) for stage in zip(row.embed_dims, counts, [head_dim] * 4, defaults, strict=True)]
 
 

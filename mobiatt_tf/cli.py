@@ -38,6 +38,20 @@ def run(main: Callable[[Sequence[str]], None], positional: Sequence[str] = ()) -
     app.run(guarded)
 
 
+def define_attention(description: str) -> "flags.FlagHolder[list[str] | None]":
+    """--attention, read by `attention`."""
+    return flags.DEFINE_list(
+        "attention",
+        ["mobile"],
+        f"{description}: mobile, softmax or linear; or one for each stage, separated by commas.",
+    )
+
+
+def attention(kinds: list[str]) -> str | list[str]:
+    """The value of --attention as the model builders take it."""
+    return kinds[0] if len(kinds) == 1 else kinds
+
+
 def image_size(text: str | None) -> tuple[int, int] | None:
     """(height, width) of a flag that says "224" or "192x256"; None of None."""
     if text is None:

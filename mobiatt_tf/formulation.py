@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mobiatt_tf.ops import MEAN_SCALE, Tensor
+from mobiatt_tf.ops import MEAN_SCALE, Tensor, merge_heads
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def mobile_attention(
         query, key, value = project(start, stop)
         groups = num_heads // heads_in_group(num_heads, value.shape[-1] // num_heads, group_width)
         query, allocation, key, conserved_outgoing = _flows(query, key, num_heads, epsilon)
-        queries.append(_rows_by_group(query * (allocation * (total / MEAN_SCALE)), groups))  # [B, G, n, g dk]
+        queries.append(_rows_by_group(query * (allocation * (total / MEAN_SCALE)), groups))  # [B * G, n, g dk]
         if len(chunks) == 1:
             weights = ops.softmax(conserved_outgoing, axis=-1)  # [B, H, 1, N]
         else:
@@ -103,16 +103,36 @@ def mobile_attention(
             mean = ops.mean(strength, axis=-1, keepdims=True) * ((stop - start) / tokens)  # [B, H, 1, 1]
             strength_mean = mean if strength_mean is None else strength_mean + mean
             weights = strength * (1.0 / tokens)
-        weighted_key = ops.reshape(
-            key * (weights * MEAN_SCALE), (-1, groups, key.shape[1] * key.shape[2] // groups, stop - start)
-        )
-        part = ops.matmul(weighted_key, _split_groups(value, groups))  # [B, G, g dk, g dv]
+        weighted_key = ops.reshape(key * (weights * MEAN_SCALE), (-1, queries[-1].shape[-1], stop - start))
+        part = ops.matmul(weighted_key, _split(value, groups))  # [B * G, g dk, g dv]
         context = part if context is None else context + part
     if strength_mean is not None:
         by_head = ops.reshape(context, (-1, num_heads, query.shape[2], context.shape[-1]))  # [B, H, dk, g dv]
         context = ops.reshape(by_head * (1.0 / strength_mean), (-1, *context.shape[1:]))
-    context = context * _same_head(num_heads // groups, *context.shape[2:])
-    return [_join_groups(ops.matmul(query, context)) for query in queries]
+    context = context * _same_head(num_heads // groups, *context.shape[1:])
+    return [_join(ops.matmul(query, context), groups) for query in queries]
+
+
+def softmax_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Tensor | None = None) -> Tensor:
+    """`mobiatt_tf.ops.softmax_attention` of projections, [B, N, D], [B, M, D] and [B, M, Dv], to [B, N, Dv].
+
+    Queries and values are rows, keys columns: no product has a transposed operand.
+
+    Args:
+        query, key, value: projections; all sizes but B known.
+        num_heads: heads of all three.
+        bias: added to the logits, [1, H, N, M].
+    """
+
+    def heads(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        return ops.transpose(ops.reshape(x, (-1, x.shape[1], num_heads, x.shape[2] // num_heads)), axes)
+
+    rows, columns = (0, 2, 1, 3), (0, 2, 3, 1)
+    scaled_query = query * ((query.shape[2] // num_heads) ** -0.5)
+    logits = ops.matmul(heads(scaled_query, rows), heads(key, columns))  # [B, H, N, M]
+    weights = ops.softmax(logits if bias is None else logits + bias, axis=-1)
+    mixed = ops.transpose(ops.matmul(weights, heads(value, rows)), rows)  # [B, N, H, dv]
+    return ops.reshape(mixed, (-1, query.shape[1], value.shape[2]))
 
 
 def _flows(query: Tensor, key: Tensor, num_heads: int, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,26 +162,32 @@ def _flows(query: Tensor, key: Tensor, num_heads: int, epsilon: float) -> tuple[
     return asked, ops.sigmoid(conserved_incoming), key, ops.minimum(conserved_outgoing, 1.0)
 
 
-def _split_groups(x: Tensor, groups: int) -> Tensor:
-    """[B, n, D] to [B, G, n, D / G]."""
-    split = ops.reshape(x, (-1, x.shape[1], groups, x.shape[2] // groups))
-    return ops.transpose(split, (0, 2, 1, 3))
+def _split(x: Tensor, parts: int) -> Tensor:
+    """[B, n, D] to [B * parts, n, D / parts]."""
+    _, tokens, channels = x.shape
+    split = ops.transpose(ops.reshape(x, (-1, tokens, parts, channels // parts)), (0, 2, 1, 3))
+    return ops.reshape(split, (-1, tokens, channels // parts))
 
 
-def _join_groups(x: Tensor) -> Tensor:
-    """[B, G, n, D / G] to [B, n, D]."""
-    _, groups, tokens, width = x.shape
-    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, tokens, groups * width))
+def _join(x: Tensor, parts: int) -> Tensor:
+    """[B * parts, n, d] to [B, n, parts * d]."""
+    _, tokens, width = x.shape
+    split = ops.transpose(ops.reshape(x, (-1, parts, tokens, width)), (0, 2, 1, 3))  # [B, n, parts, d]
+    return ops.reshape(split, (-1, tokens, parts * width))
 
 
 def _rows_by_group(x: Tensor, groups: int) -> Tensor:
-    """[B, H, d, n] to [B, G, n, H d / G].
+    """[B, H, d, n] to [B * G, n, H d / G].
 
-    The transposition has rank 4: TFLite's converter makes one of rank 3 into adj_x of the product behind it, which
-    does not prepare in forced float16.
+    A reshape stands behind the transposition: TFLite's converter makes a transposition right in front of a matrix
+    product into its adj_x, which costs more on ARM and does not prepare in float16 (ai-edge-litert 2.3).
     """
     _, heads, channels, tokens = x.shape
-    return ops.transpose(ops.reshape(x, (-1, groups, heads * channels // groups, tokens)), (0, 1, 3, 2))
+    width = heads * channels // groups
+    if groups == 1:  # the converter would swap the reshape and the transposition
+        return merge_heads(x)
+    rows = ops.transpose(ops.reshape(x, (-1, groups, width, tokens)), (0, 1, 3, 2))  # [B, G, n, width]
+    return ops.reshape(rows, (-1, tokens, width))
 
 
 def _same_head(heads: int, key_width: int, value_width: int) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobiatt_tf.formulation import Formulation, heads_in_group
-from mobiatt_tf.layers import MobileAttention, MobileConvAttention
+from mobiatt_tf.layers import MobileAttention, MobileConvAttention, SoftmaxAttention
 
 to_numpy = keras.ops.convert_to_numpy
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -114,6 +114,17 @@ def test_attention_of_one_sequence_to_another_keeps_the_published_form() -> None
     expected = to_numpy(layer(query, key))
     layer.use_formulation(Formulation(joint_projection=True))
     np.testing.assert_array_equal(to_numpy(layer(query, key)), expected)
+
+
+@pytest.mark.parametrize("keys", [None, 5])
+def test_softmax_attention_is_the_same(keys: int | None) -> None:
+    layer = SoftmaxAttention(4)
+    random = np.random.default_rng(0)
+    query = random.normal(size=(2, 9, 16)).astype("float32")
+    others = () if keys is None else (random.normal(size=(2, keys, 16)).astype("float32"),)
+    expected = to_numpy(layer(query, *others))
+    layer.use_formulation(Formulation())
+    assert relative(to_numpy(layer(query, *others)), expected) < 1e-5
 
 
 def test_half_precision_holds_long_sequences() -> None:

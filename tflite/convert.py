@@ -24,15 +24,26 @@ FORMATS = {
 }
 
 
-# Measured on x86, see docs/performance.md. Where a runtime quantizes activations on the fly, one projection instead of
-# three rounds its input once, and shorter sequences gain by chunks.
-FORMULATIONS = {
-    "float32": Formulation(),
-    "float16": Formulation(),
-    "dynamic": Formulation(joint_projection=True, chunk_from=256 * 192),
-    "int8": Formulation(),
-    "int8_full": Formulation(),
-}
+# Channels of the heads that share a matrix product, where they cost least (docs/performance.md): by instructions in an
+# emulated Cortex-A76 with float16 arithmetic, and by time on x86 with AVX512.
+GROUP_WIDTHS = {"arm": 16, "x86": 32}
+
+
+def formulation_for(format: str, target: str = "arm") -> Formulation:
+    """How Mobile-Attention is written into a file of that format for processors of that kind, see `GROUP_WIDTHS`.
+
+    Where the runtime quantizes activations on the fly, one projection instead of three rounds its input once, and
+    shorter sequences gain by chunks.
+
+    Raises:
+        ValueError: an unknown target.
+    """
+    if target not in GROUP_WIDTHS:
+        raise ValueError(f"There is no target {target!r}. Choose one of {', '.join(GROUP_WIDTHS)}.")
+    width = GROUP_WIDTHS[target]
+    if format == "dynamic":
+        return Formulation(width, joint_projection=True, chunk_from=256 * 192)
+    return Formulation(width)
 
 
 def format_of(model: keras.Model, format: str | None = None) -> str:
@@ -63,7 +74,7 @@ def convert(model: keras.Model, format: str | None = None, formulation: Formulat
         model: a functional model with one input, float [B, height, width, channels], and one output; float, or out of
             `quantization.quantize_aware`.
         format: see `format_of`.
-        formulation: how Mobile-Attention is written; None takes that of `FORMULATIONS`.
+        formulation: how Mobile-Attention is written; None takes `formulation_for(format)`.
 
     Returns:
         The file's content; one signature, "serving_default", from "images" to "output_0". The policies with int8
@@ -80,7 +91,7 @@ def convert(model: keras.Model, format: str | None = None, formulation: Formulat
         copy = lean(copy)
     else:
         quantization.bake(copy)
-    use_formulation(copy, formulation or FORMULATIONS[format])
+    use_formulation(copy, formulation or formulation_for(format))
     if policy is None:
         return _through_converter(copy, format, int8=False)
     content = _through_converter(copy, format, int8=policy.activations)
@@ -91,7 +102,7 @@ def convert(model: keras.Model, format: str | None = None, formulation: Formulat
 
 
 def use_formulation(model: keras.Model, formulation: Formulation) -> None:
-    """Writes every Mobile-Attention of a model in that form from now on."""
+    """Writes every attention of a model in that form from now on."""
     for layer in model.layers:
         if hasattr(layer, "use_formulation"):
             layer.use_formulation(formulation)

@@ -57,6 +57,7 @@ def export(
     images: np.ndarray,
     labels: np.ndarray | None = None,
     runs: int = 30,
+    target: str = "arm",
 ) -> Export:
     """Converts, checks and describes; `output` exists afterwards only if every check passed.
 
@@ -67,6 +68,7 @@ def export(
         images: float32 [N, height, width, 3], normalised: the images that file and model are compared on.
         labels: int [N], or None.
         runs: timed inferences for the latency in the description.
+        target: see `convert.formulation_for`.
 
     Raises:
         UserError: the file does not match the model, or needs operators that LiteRT does not have.
@@ -74,7 +76,7 @@ def export(
     """
     output = Path(output)
     format = convert.format_of(model, format)
-    content = convert.convert(model, format)
+    content = convert.convert(model, format, convert.formulation_for(format, target))
     with files.atomic_path(output) as temporary:
         temporary.write_bytes(content)
         description = inspect.describe(temporary)
@@ -140,7 +142,7 @@ def main(_: Sequence[str]) -> None:
     )
     print(f"Checked on {what}.")
     try:
-        result = export(model, output, values.format, images, labels)
+        result = export(model, output, values.format, images, labels, target=values.target)
     except ValueError as error:
         raise UserError(str(error)) from error
     print(format_table(result))
@@ -156,6 +158,9 @@ def define_flags() -> None:
         None,
         [*convert.FORMATS, "int8", "int8_full"],
         "Precision of the file; without it float32, or that of a quantized model.",
+    )
+    flags.DEFINE_enum(
+        "target", "arm", list(convert.GROUP_WIDTHS), "Processors that the file is meant for; runs on all."
     )
     flags.DEFINE_string(
         "output", None, "The .tflite file to write; a .json beside it says what was checked.", required=True

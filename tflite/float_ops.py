@@ -70,7 +70,7 @@ def to_float(content: bytes, operators: tuple[str, ...] = FLOAT_ONLY) -> bytes:
             rewritten += _between_floats(model, graph, operator) if id(operator) in chosen else [operator]
         graph.operators = _without_detours(model, graph, rewritten, fixed)
         changed = changed or bool(chosen) or bool(fixed)
-    return _packed(model) if changed else content
+    return packed(model) if changed else content
 
 
 class _SharingBuilder(flatbuffers.Builder):
@@ -93,7 +93,7 @@ class _SharingBuilder(flatbuffers.Builder):
         return self._offsets[key]
 
 
-def _packed(model: Any) -> bytes:
+def packed(model: Any) -> bytes:
     """The bytes of a file."""
     builder = _SharingBuilder()
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")

@@ -54,6 +54,7 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
         self.output_dim = output_dim
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.formulation: formulation.Formulation | None = None  # of exports
 
     def build(self, query_shape: Any, key_shape: Any = None, value_shape: Any = None) -> None:
         shapes = {
@@ -196,7 +197,6 @@ class MobileAttention(ProjectedAttention):
         check_mobile_arguments(epsilon, reference_tokens)
         self.epsilon = epsilon
         self.reference_tokens = reference_tokens
-        self.formulation: formulation.Formulation | None = None
         self.joint: tuple[Any, Any] | None = None  # kernel and bias of the three projections as one
 
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -266,6 +266,21 @@ class SoftmaxAttention(ProjectedAttention):
 
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ops.softmax_attention(query, key, value)
+
+    def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
+        if self.formulation is None or self.query_tokens is None or self.key_tokens is None:
+            return super().attend(query, key, value)
+        key = query if key is None else key
+        sources = query, key, key if value is None else value
+        tensors = (ops.flatten_map(x) for x in sources)
+        queries, keys, values = (
+            projection(x) for projection, x in zip((self.query, self.key, self.value), tensors, strict=True)
+        )
+        return self.out(formulation.softmax_attention(queries, keys, values, self.num_heads))
+
+    def use_formulation(self, chosen: formulation.Formulation) -> None:
+        """Writes the products without transposed operands from now on; for exports, see `Formulation`."""
+        self.formulation = chosen
 
     def mixing_macs(self) -> int:
         return ops.softmax_mixing_macs(self.query_tokens, self.key_tokens, self.query.units, self.value.units)

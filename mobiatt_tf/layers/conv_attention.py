@@ -268,6 +268,7 @@ class DownsamplingConvAttention(keras.layers.Layer):
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.synchronized = synchronized
+        self.formulation: formulation.Formulation | None = None  # of exports
 
     def build(self, input_shape: Any) -> None:
         if len(input_shape) != 4 or None in input_shape[1:]:
@@ -297,13 +298,23 @@ class DownsamplingConvAttention(keras.layers.Layer):
         coarse = self.query_local(inputs)  # [B, H/2, W/2, C]
         value = self.value(inputs, training=training)  # [B, H, W, value_dim]
         tensors = self.query(coarse, training=training), self.key(inputs, training=training), value
-        query, key, values = (ops.split_heads(ops.flatten_map(x), self.num_heads) for x in tensors)
-        logits = ops.attention_logits(query, key) + bias_of(self.attention_bias, self.bias_index)  # [B, heads, N/4, N]
-        weights = keras.ops.cast(keras.ops.softmax(logits, axis=-1), values.dtype)
-        mixed = ops.merge_heads(ops.weighted_values(weights, values))  # [B, N/4, value_dim]
+        mixed = self.attend(*(ops.flatten_map(x) for x in tensors))  # [B, N/4, value_dim]
         x = keras.ops.reshape(mixed, (-1, *self.coarse_grid, self.value_dim))  # [B, H/2, W/2, value_dim]
         x = x + self.value_local(value, training=training)
         return self.out(ops.gelu(x), training=training)  # [B, H/2, W/2, filters]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The mixing of projected tokens, [B, N/4, key_dim], [B, N, key_dim], [B, N, value_dim] to the last's width."""
+        bias = bias_of(self.attention_bias, self.bias_index)  # [1, heads, N/4, N]
+        if self.formulation is not None:
+            return formulation.softmax_attention(query, key, value, self.num_heads, bias)
+        queries, keys, values = (ops.split_heads(x, self.num_heads) for x in (query, key, value))
+        weights = keras.ops.softmax(ops.attention_logits(queries, keys) + bias, axis=-1)  # [B, heads, N/4, N]
+        return ops.merge_heads(ops.weighted_values(keras.ops.cast(weights, values.dtype), values))
+
+    def use_formulation(self, chosen: formulation.Formulation) -> None:
+        """Writes the products without transposed operands from now on; for exports."""
+        self.formulation = chosen
 
     def mixing_macs(self) -> int:
         """Multiply-adds of the matrix products of the attention for one example; the layer must be built."""

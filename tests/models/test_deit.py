@@ -155,6 +155,15 @@ def test_no_classes_gives_the_class_token() -> None:
     assert toy(num_classes=0).output_shape == (None, 64)
 
 
+def test_attention_may_differ_by_block() -> None:
+    model = toy(attention=("softmax", "mobile", "mobile", "linear"))
+    kinds = [type(model.get_layer(f"block{index}_attention")).__name__ for index in range(4)]
+    assert kinds == ["SoftmaxAttention", "MobileAttention", "MobileAttention", "LinearAttention"]
+    assert [model.get_layer(f"block{index}_attention").num_heads for index in range(4)] == [4, 8, 8, 4]
+    with pytest.raises(ValueError, match="one for each of the 4 blocks, but 2 were given"):
+        toy(attention=("mobile", "softmax"))
+
+
 def test_drop_path_rises_linearly() -> None:
     model = toy(drop_path=0.3)
     rates = [model.get_layer(f"block{index}_drop_path2").rate for index in range(4)]

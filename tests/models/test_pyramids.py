@@ -219,6 +219,29 @@ def test_wrong_arguments_are_refused(family: str, arguments: dict[str, Any], mes
         BUILDERS[family](**{"variant": "quickstart", **arguments})
 
 
+def test_attention_may_differ_by_stage() -> None:
+    model = toy("pvt_v2", attention=("mobile", "linear", "mobile", "softmax"))
+    kinds = [type(model.get_layer(f"stage{stage}_block0_attention")).__name__ for stage in (1, 2, 3, 4)]
+    assert kinds == ["MobileAttention", "LinearAttention", "MobileAttention", "SoftmaxAttention"]
+    heads = [model.get_layer(f"stage{stage}_block0_attention").num_heads for stage in (1, 2, 3, 4)]
+    assert heads == [2, 2, 6, 4]  # one for 8 channels, and the host's
+    assert model.get_layer("stage1_block0_attention").dropout == 0.05
+    assert model.get_layer("stage4_block0_attention").dropout == 0
+    assert model.name == "pvt_v2_quickstart_mixed"
+    assert np.isfinite(to_numpy(model(images(2, 32, 32, 3)))).all()
+
+    model = toy("efficientformer_v2", attention=["mobile", "softmax"])
+    kinds = [type(model.get_layer(f"stage{stage}_block1_attention")).__name__ for stage in (3, 4)]
+    assert kinds == ["MobileConvAttention", "BiasedConvAttention"]
+
+    with pytest.raises(ValueError, match="one for each of the 4 stages, but 2 were given"):
+        toy("pvt_v2", attention=("mobile", "softmax"))
+    with pytest.raises(ValueError, match="no attention 'flash'"):
+        toy("pvt_v2", attention=("mobile", "mobile", "mobile", "flash"))
+    with pytest.raises(ValueError, match="give attention='softmax'"):
+        PVTv2MobiAtt("b2_li", attention=("mobile", "mobile", "mobile", "softmax"))
+
+
 def test_pvt_v2_heads_may_differ_by_stage_and_linear_is_for_softmax() -> None:
     model = toy("pvt_v2", num_heads=(1, 2, 4, 8))
     assert [model.get_layer(f"stage{stage}_block0_attention").num_heads for stage in (1, 2, 3, 4)] == [1, 2, 4, 8]

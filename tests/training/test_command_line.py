@@ -27,14 +27,15 @@ def call(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_trains_and_evaluates_what_it_has_trained(tmp_path: Path) -> None:
     trained = call(
         f"--output_dir={tmp_path}", "--limit_train=96", "--limit_test=40", "--batch_size=32", "--epochs=2",
-        "--augmentation=crop", "--image_size=21x14", "--attention=softmax", "--num_heads=2",
+        "--augmentation=crop", "--image_size=21x14", "--attention=softmax,mobile,mobile,softmax",
+        "--num_heads=2",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["step"] == 6
     assert results["recipe"]["augmentation"] == "crop"
     assert results["model"]["input_shape"] == [21, 14, 3]
-    assert results["model"]["attention"] == "softmax"
+    assert results["model"]["attention"] == ["softmax", "mobile", "mobile", "softmax"]
     # No batch of 128 needs to be filled for this.
     evaluated = call(f"--output_dir={tmp_path}", "--limit_train=10", "--limit_test=40", "--evaluate_only")
     assert evaluated.returncode == 0, evaluated.stderr
