@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,22 +18,32 @@ from mobiatt_tf.errors import UserError
 class Worker:
     """A child process that holds at most one model; a context manager, so that none outlives its use."""
 
-    def __init__(self, subject: str) -> None:
+    def __init__(
+        self,
+        subject: str,
+        python: str = sys.executable,
+        module: str = "tflite.worker",
+        path: Sequence[str] | None = None,
+        runtime: str = "LiteRT",
+    ) -> None:
         """Starts the process.
 
         Args:
             subject: what the process works on, as error messages name it: a file's path.
+            python: the interpreter; one of another environment has other packages.
+            module: what it runs; answers requests as `tflite.worker` does.
+            path: where it finds modules; None: where this process does, which Bazel and tests may have arranged.
+            runtime: what executes the model, as error messages name it.
         """
         self.subject = subject
+        self._runtime = runtime
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        # The child finds the same modules as this process, which Bazel and tests may have arranged.
-        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tflite.worker"],
+            [python, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in path or sys.path)},
             start_new_session=True,  # Ctrl-C is for the parent, which still asks for the results so far
         )
 
@@ -76,7 +87,7 @@ class Worker:
         last = f" (last message: {lines[-1]})" if lines else ""
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-            return f"the LiteRT runtime ended with {name}{last}"
+            return f"the {self._runtime} runtime ended with {name}{last}"
         return f"the process that runs the model ended with status {code}{last}"
 
     def close(self) -> None:
