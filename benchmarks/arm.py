@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from benchmarks.model_table import put_into
 from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
 from tools.arm import emulator
@@ -97,6 +98,20 @@ def table(counts: dict[str, Count]) -> str:
     return "\n".join(lines)
 
 
+def markdown(counts: dict[str, Count]) -> str:
+    """The counts as a Markdown table: a row for each block, millions of instructions and ratio to the first graph."""
+    first = next(iter(counts.values())).instructions
+    assert first is not None
+    lines = ["| block | float32 | dynamic | float16 |", "|---|---|---|---|"]
+    for block in dict.fromkeys(name.partition("/")[0] for name in counts):
+        cells = []
+        for format in ("float32", "dynamic", "float16"):
+            executed = counts[f"{block}/{format}"].instructions
+            cells.append("does not run" if executed is None else f"{executed / 1e6:.2f} M, {executed / first:.3f}")
+        lines.append(f"| {block} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(counts: dict[str, Count], path: Path) -> None:
     """Bars of instructions executed, by class."""
     from matplotlib.figure import Figure
@@ -147,6 +162,9 @@ def main(_: Sequence[str]) -> None:
     baseline_path, output = files.user_path(values.baseline), files.user_path(values.output_dir)
     if values.check and not baseline_path.is_file():
         raise UserError(f"There is no baseline {baseline_path}. Write it with --update, or name one with --baseline.")
+    if values.render:
+        put_into(ROOT / "docs" / "performance.md", markdown(from_json(files.read_json(baseline_path))), "arm")
+        return
     found = emulator.environment()
     baseline = files.read_json(baseline_path) if values.check else None
     if baseline and (reason := emulator.other_environment(found, baseline["environment"])):
@@ -181,5 +199,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("baseline", str(BASELINE), "The counts to compare with.")
     flags.DEFINE_bool("check", False, f"Fail where a count rose by more than {TOLERANCE:.1%}.")
     flags.DEFINE_bool("update", False, "Rewrite the baseline.")
+    flags.DEFINE_bool("render", False, "Only rewrite the table in docs/performance.md from the baseline.")
     flags.DEFINE_string("output_dir", "runs/arm", "Gets the JSON and the PNG.")
     cli.run(main)

@@ -61,7 +61,10 @@ def measure(family: str, variant: str, runs: int, threads: int, directory: Path)
     mobile = build(family, variant, "mobile")
     contents = {
         "softmax": convert.convert(build(family, variant, "softmax"), "float32"),
-        **{format: convert.convert(mobile, format) for format in ("float32", "dynamic", "float16")},
+        **{
+            format: convert.convert(mobile, format, convert.formulation_for(format, "x86"))
+            for format in ("float32", "dynamic", "float16")
+        },
         "peak": convert.convert(peak_model(), "float32"),
     }
     sizes = {name: len(content) for name, content in contents.items() if name in convert.FORMATS}

@@ -38,8 +38,8 @@ class Formulation:
     """
 
     group_width: int = 32
-    chunk_tokens: int = 256
-    chunk_from: int = 768 * 256
+    chunk_tokens: int = 512
+    chunk_from: int = 1024 * 192
     joint_projection: bool = False
 
     def __post_init__(self) -> None:

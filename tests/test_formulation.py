@@ -123,8 +123,9 @@ def test_softmax_attention_is_the_same(keys: int | None) -> None:
     query = random.normal(size=(2, 9, 16)).astype("float32")
     others = () if keys is None else (random.normal(size=(2, keys, 16)).astype("float32"),)
     expected = to_numpy(layer(query, *others))
-    layer.use_formulation(Formulation())
-    assert relative(to_numpy(layer(query, *others)), expected) < 1e-5
+    for joint in (False, True):
+        layer.use_formulation(Formulation(joint_projection=joint))
+        assert relative(to_numpy(layer(query, *others)), expected) < 1e-5
 
 
 def test_half_precision_holds_long_sequences() -> None:

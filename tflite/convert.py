@@ -42,7 +42,7 @@ def formulation_for(format: str, target: str = "arm") -> Formulation:
         raise ValueError(f"There is no target {target!r}. Choose one of {', '.join(GROUP_WIDTHS)}.")
     width = GROUP_WIDTHS[target]
     if format == "dynamic":
-        return Formulation(width, joint_projection=True, chunk_from=256 * 192)
+        return Formulation(width, chunk_tokens=256, chunk_from=256 * 192, joint_projection=True)
     return Formulation(width)
 
 

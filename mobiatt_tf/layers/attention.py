@@ -55,6 +55,7 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.formulation: formulation.Formulation | None = None  # of exports
+        self.joint: tuple[Any, Any] | None = None  # kernel and bias of query, key and value as one
 
     def build(self, query_shape: Any, key_shape: Any = None, value_shape: Any = None) -> None:
         shapes = {
@@ -95,6 +96,22 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
     def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
         """Everything but dropout, [B, N, output_dim]."""
         return self.out(ops.merge_heads(self.mix_tokens(*self.project(query, key, value))))
+
+    def use_formulation(self, chosen: formulation.Formulation) -> None:
+        """Computes the attention of a sequence with itself in that form from now on, where there is one; for exports.
+
+        Later changes of the projections' weights are not seen where `chosen` joins them.
+        """
+        self.formulation = chosen
+        self.joint = formulation.joint_weights([self.query, self.key, self.value]) if chosen.joint_projection else None
+
+    def project_jointly(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of one sequence [B, N, D], each [B, N, model_dim], in one product or three."""
+        if self.joint is None:
+            return self.query(x), self.key(x), self.value(x)
+        kernel, bias = self.joint
+        query, key, value = keras.ops.split(keras.ops.matmul(x, kernel) + bias, 3, axis=-1)
+        return query, key, value
 
     def project(
         self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None
@@ -197,7 +214,6 @@ class MobileAttention(ProjectedAttention):
         check_mobile_arguments(epsilon, reference_tokens)
         self.epsilon = epsilon
         self.reference_tokens = reference_tokens
-        self.joint: tuple[Any, Any] | None = None  # kernel and bias of the three projections as one
 
     def mix_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return ops.mobile_attention(query, key, value, self.epsilon, self.reference_tokens)
@@ -209,22 +225,12 @@ class MobileAttention(ProjectedAttention):
         chunks = self.formulation.chunks(self.query_tokens, self.query.units)
 
         def project(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-            x = tokens if len(chunks) == 1 else tokens[:, start:stop]  # [B, n, D]
-            if self.joint is None:
-                return self.query(x), self.key(x), self.value(x)
-            kernel, bias = self.joint
-            query, key, value = keras.ops.split(keras.ops.matmul(x, kernel) + bias, 3, axis=-1)  # [B, n, model_dim]
-            return query, key, value
+            return self.project_jointly(tokens if len(chunks) == 1 else tokens[:, start:stop])  # [B, n, model_dim]
 
         arguments = self.num_heads, self.formulation.group_width, self.epsilon, self.reference_tokens
         mixed = formulation.mobile_attention(project, chunks, *arguments)
         outputs = [self.out(x) for x in mixed]  # [B, n, output_dim]
         return outputs[0] if len(outputs) == 1 else keras.ops.concatenate(outputs, axis=1)
-
-    def use_formulation(self, chosen: formulation.Formulation) -> None:
-        """Computes the attention of a sequence with itself in that form from now on; for exports, see `Formulation`."""
-        self.formulation = chosen
-        self.joint = formulation.joint_weights([self.query, self.key, self.value]) if chosen.joint_projection else None
 
     def mixing_macs(self) -> int:
         dims = self.query.units, self.value.units
@@ -270,17 +276,14 @@ class SoftmaxAttention(ProjectedAttention):
     def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
         if self.formulation is None or self.query_tokens is None or self.key_tokens is None:
             return super().attend(query, key, value)
-        key = query if key is None else key
-        sources = query, key, key if value is None else value
-        tensors = (ops.flatten_map(x) for x in sources)
-        queries, keys, values = (
-            projection(x) for projection, x in zip((self.query, self.key, self.value), tensors, strict=True)
-        )
+        if key is None and value is None:
+            queries, keys, values = self.project_jointly(ops.flatten_map(query))
+        else:
+            key = query if key is None else key
+            queries = self.query(ops.flatten_map(query))
+            keys = self.key(ops.flatten_map(key))
+            values = self.value(ops.flatten_map(key if value is None else value))
         return self.out(formulation.softmax_attention(queries, keys, values, self.num_heads))
-
-    def use_formulation(self, chosen: formulation.Formulation) -> None:
-        """Writes the products without transposed operands from now on; for exports, see `Formulation`."""
-        self.formulation = chosen
 
     def mixing_macs(self) -> int:
         return ops.softmax_mixing_macs(self.query_tokens, self.key_tokens, self.query.units, self.value.units)

@@ -1,0 +1,41 @@
+"""The tables of docs/performance.md are those of the committed results, which say where they were measured."""
+
+import json
+
+import pytest
+
+from benchmarks import arm, attention, memory
+
+DOCUMENT = (attention.ROOT / "docs" / "performance.md").read_text()
+ATTENTION = json.loads(attention.RESULTS.read_text())
+MEMORY = json.loads(memory.RESULTS.read_text())
+
+
+@pytest.mark.parametrize("format", ["float32", "dynamic"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention(format: str, threads: int) -> None:
+    assert f"\n{attention.table(ATTENTION, format, threads)}\n" in DOCUMENT
+
+
+def test_memory() -> None:
+    assert f"\n{memory.table(MEMORY)}\n" in DOCUMENT
+
+
+def test_arm() -> None:
+    assert f"\n{arm.markdown(arm.from_json(json.loads(arm.BASELINE.read_text())))}\n" in DOCUMENT
+
+
+def test_results_say_where_they_were_measured() -> None:
+    for row in (*ATTENTION.values(), *MEMORY.values()):
+        assert row["device"]["cpu"]
+        assert row["device"]["ai_edge_litert"]
+    for row in ATTENTION.values():
+        assert row["runs"] >= 50
+        mobile, naive = (row["blocks"][f"{kind}_d{row['head_dim']}"] for kind in ("mobile", "naive"))
+        assert mobile["to_floor"]["median"] < naive["to_floor"]["median"]
+        assert 0 < mobile["share_of_peak"] < 1.1
+
+
+def test_memory_grows_with_tokens_and_not_with_their_square() -> None:
+    rows = {row["tokens"]: row["blocks"]["mobile_d8"] for row in MEMORY.values()}
+    assert rows[12544]["peak_bytes"] < 8 * rows[3136]["peak_bytes"]
