@@ -8,6 +8,7 @@ them: its rate of multiply-adds is the roof, and each block's share of it is sho
 second call goes on from there) and a PNG. `--render` only rewrites the tables in docs/performance.md.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def names_for(model_dim: int, head_dim: int) -> list[str]:
 
 
 def measure(
-    tokens: int, model_dim: int, head_dim: int, format: str, threads: int, runs: int, formulation: Formulation | None
+    tokens: int, model_dim: int, head_dim: int, format: str, threads: int, runs: int, formulation: Formulation
 ) -> dict[str, Any]:
     """One size in one interleaved run."""
     names = names_for(model_dim, head_dim)
@@ -113,7 +114,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """Ratio to the floor over the number of tokens, a panel for each format, at the width that has most sizes."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in results.values() if row["threads"] == 1]
+    rows = [row for row in results.values() if row["threads"] == 1] or list(results.values())
     widths = [(row["model_dim"], row["head_dim"]) for row in rows]
     width, head_dim = max(set(widths), key=widths.count)
     formats = sorted({row["format"] for row in rows}, reverse=True)
@@ -129,7 +130,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axis.plot([row["tokens"] for row in chosen], ratios, "o-", label=f"{TITLES[kind]}, d={channels}")
         axis.axhline(1, color="0.7", linestyle="--", label="floor: the four projections")
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="latency relative to the floor")
-        axis.set_title(f"{format}, width {width}, 1 thread")
+        axis.set_title(f"{format}, width {width}, {rows[0]['threads']} thread(s)")
         axis.set_xticks([row["tokens"] for row in chosen], [str(row["tokens"]) for row in chosen])
         axis.legend(fontsize=8)
     device = rows[0]["device"]
@@ -156,14 +157,16 @@ def main(_: Sequence[str]) -> None:
     lists = {name: _numbers(name) for name in ("tokens", "model_dims", "head_dims", "num_threads")}
     if unknown := [format for format in values.formats if format not in convert.FORMATS]:
         raise UserError(f"There is no format {', '.join(unknown)}. Choose from {', '.join(convert.FORMATS)}.")
-    formulation = None
-    if values.group_width or values.chunk_tokens:
-        formulation = Formulation(
-            values.group_width or 32, values.chunk_tokens or 256, 1 if values.chunk_tokens else 10**9
-        )
     output = files.user_path(values.output_dir)
     file = output / "attention.json"
     results = files.read_json(file) if file.is_file() else {}
+    changes = {name: getattr(values, name) for name in ("group_width", "chunk_tokens") if getattr(values, name)}
+    if "chunk_tokens" in changes:
+        changes["chunk_from"] = 1
+    chosen = {
+        format: dataclasses.replace(convert.formulation_for(format, "x86"), **changes) for format in values.formats
+    }
+    written = "".join(f", {name}={value}" for name, value in changes.items() if name != "chunk_from")
     sizes = [
         (tokens, model_dim, head_dim, format, threads)
         for format in values.formats
@@ -173,11 +176,12 @@ def main(_: Sequence[str]) -> None:
         for tokens in lists["tokens"]
     ]
     for size in (progress := tqdm(sizes, desc="sizes", mininterval=30)):
-        if key_of(*size) in results:
+        key = f"{key_of(*size)}{written}"
+        if results.get(key, {}).get("runs") == values.runs:
             continue
-        progress.write(f"{key_of(*size)} ...")
+        progress.write(f"{key} ...")
         try:
-            results[key_of(*size)] = measure(*size, values.runs, formulation)
+            results[key] = measure(*size, values.runs, chosen[size[3]])
         except ValueError as error:
             raise UserError(str(error)) from error
         files.write_json(file, results)
@@ -205,7 +209,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("formats", ["float32"], f"Some of {', '.join(convert.FORMATS)}.")
     flags.DEFINE_list("num_threads", ["1"], "Threads.")
     flags.DEFINE_integer("runs", 60, "Recorded runs of each graph.", lower_bound=1)
-    flags.DEFINE_integer("group_width", None, "Instead of the default; see mobiatt_tf.formulation.", lower_bound=1)
+    flags.DEFINE_integer("group_width", None, "Instead of the default for x86.", lower_bound=1)
     flags.DEFINE_integer("chunk_tokens", None, "Cut every sequence into chunks of so many tokens.", lower_bound=1)
     flags.DEFINE_bool("render", False, "Only rewrite the tables in docs/performance.md from docs/attention.json.")
     flags.DEFINE_string("output_dir", "runs/attention", "Gets attention.json and attention.png.")

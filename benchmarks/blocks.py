@@ -16,10 +16,7 @@ _LAYERS = 4
 
 
 class TrainingForm(MobileAttention):
-    """Mobile-Attention exported as it is trained: the equations of `mobiatt_tf.ops`, heads with tokens last."""
-
-    def use_formulation(self, chosen: Formulation) -> None:
-        """Keeps the equations."""
+    """Mobile-Attention exported as it is trained: `tflite.convert` writes no subclass in another form."""
 
 
 class NaivePort(TrainingForm):

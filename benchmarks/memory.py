@@ -49,7 +49,14 @@ def measure(tokens: int, model_dim: int, format: str, runs: int, most_softmax_to
     for name, measurement in zip(names, found.measurements, strict=True):
         median = sorted(measurement.latencies)[len(measurement.latencies) // 2]
         rows[name] = {"peak_bytes": measurement.model_bytes, "microseconds_per_token": 1e6 * median / tokens}
-    return {"tokens": tokens, "model_dim": model_dim, "format": format, "blocks": rows, "device": found.device}
+    return {
+        "tokens": tokens,
+        "model_dim": model_dim,
+        "format": format,
+        "runs": runs,
+        "blocks": rows,
+        "device": found.device,
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -107,7 +114,7 @@ def main(_: Sequence[str]) -> None:
     results = files.read_json(file) if file.is_file() else {}
     for tokens in (progress := tqdm([int(count) for count in values.tokens], desc="sizes", mininterval=30)):
         key = f"{values.format}, width {values.model_dim}, {tokens} tokens"
-        if key in results:
+        if results.get(key, {}).get("runs") == values.runs:
             continue
         progress.write(f"{key} ...")
         try:
@@ -115,8 +122,13 @@ def main(_: Sequence[str]) -> None:
         except ValueError as error:
             raise UserError(str(error)) from error
         files.write_json(file, results)
-    print(table(results))
-    draw(results, output / "memory.png")
+    shown = {
+        key: row
+        for key, row in results.items()
+        if (row["format"], row["model_dim"]) == (values.format, values.model_dim)
+    }
+    print(table(shown))
+    draw(shown, output / "memory.png")
     print(f"\nwritten: {file}, {output / 'memory.png'}")
 
 

@@ -17,12 +17,15 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks.model_table import put_into
 from benchmarks.peers import environment, measurement, programs, report
 from benchmarks.peers.preparation import Preparation
 from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
 from tflite.host import describe_host
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "peers.json"
 FORMATS = ("float32", "dynamic", "int8")
 SOFTMAX = "softmax"
 
@@ -72,6 +75,10 @@ def main(_: Sequence[str]) -> None:
     import keras_models
 
     values = flags.FLAGS
+    if values.render:
+        cases = list(files.read_json(RESULTS)["cases"].values())
+        put_into(ROOT / "docs" / "performance.md", report.summary(cases), "peers")
+        return
     known = [f"{name}/{variant}" for name, family in keras_models.FAMILIES.items() for variant in family.variants]
     settings = {
         "formats": _chosen("formats", FORMATS),
@@ -122,6 +129,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("head_dims", ["8"], "Channels of a head of Mobile-Attention.")
     flags.DEFINE_integer("runs", 30, "Recorded runs of each row.", lower_bound=1)
     flags.DEFINE_list("peers", list(programs.PEERS), f"Who else is measured: {', '.join(programs.PEERS)}; or none.")
+    flags.DEFINE_bool("render", False, "Only rewrite the table in docs/performance.md from docs/peers.json.")
     flags.DEFINE_string("output_dir", "runs/models_benchmark", "Gets models.json, models.png and all files.")
     flags.DEFINE_string("environments", "runs/peers", "Gets the peers' environments.")
     cli.run(main)

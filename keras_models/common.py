@@ -68,7 +68,7 @@ def attention_kinds(
     Raises:
         ValueError: a kind that is not `allowed`, or another number of kinds.
     """
-    kinds = (attention,) * places if isinstance(attention, str) else tuple(attention)
+    kinds: tuple[Any, ...] = tuple(attention) if isinstance(attention, list | tuple) else (attention,) * places
     for kind in kinds:
         if kind not in allowed:
             raise ValueError(f"There is no attention {kind!r}. Choose one of {', '.join(allowed)}.")

@@ -43,7 +43,8 @@ def define_attention(description: str) -> "flags.FlagHolder[list[str] | None]":
     return flags.DEFINE_list(
         "attention",
         ["mobile"],
-        f"{description}: mobile, softmax or linear; or one for each stage, separated by commas.",
+        f"{description}: mobile, softmax or linear; or, separated by commas, one for each stage that has attention "
+        "(DeiT: for each block).",
     )
 
 

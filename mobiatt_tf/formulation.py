@@ -37,7 +37,7 @@ class Formulation:
         joint_projection: query, key and value in one matrix product.
     """
 
-    group_width: int = 32
+    group_width: int = 16
     chunk_tokens: int = 512
     chunk_from: int = 1024 * 192
     joint_projection: bool = False
@@ -95,7 +95,8 @@ def mobile_attention(
         query, key, value = project(start, stop)
         groups = num_heads // heads_in_group(num_heads, value.shape[-1] // num_heads, group_width)
         query, allocation, key, conserved_outgoing = _flows(query, key, num_heads, epsilon)
-        queries.append(_rows_by_group(query * (allocation * (total / MEAN_SCALE)), groups))  # [B * G, n, g dk]
+        weighted_query = ops.cast(query * (allocation * (total / MEAN_SCALE)), value.dtype)
+        queries.append(_rows_by_group(weighted_query, groups))  # [B * G, n, g dk]
         if len(chunks) == 1:
             weights = ops.softmax(conserved_outgoing, axis=-1)  # [B, H, 1, N]
         else:
@@ -103,13 +104,15 @@ def mobile_attention(
             mean = ops.mean(strength, axis=-1, keepdims=True) * ((stop - start) / tokens)  # [B, H, 1, 1]
             strength_mean = mean if strength_mean is None else strength_mean + mean
             weights = strength * (1.0 / tokens)
-        weighted_key = ops.reshape(key * (weights * MEAN_SCALE), (-1, queries[-1].shape[-1], stop - start))
+        weighted_key = ops.cast(key * (weights * MEAN_SCALE), value.dtype)
+        weighted_key = ops.reshape(weighted_key, (-1, queries[-1].shape[-1], stop - start))
         part = ops.matmul(weighted_key, _split(value, groups))  # [B * G, g dk, g dv]
         context = part if context is None else context + part
     if strength_mean is not None:
         by_head = ops.reshape(context, (-1, num_heads, query.shape[2], context.shape[-1]))  # [B, H, dk, g dv]
-        context = ops.reshape(by_head * (1.0 / strength_mean), (-1, *context.shape[1:]))
-    context = context * _same_head(num_heads // groups, *context.shape[1:])
+        scaled = ops.cast(ops.cast(by_head, "float32") * (1.0 / strength_mean), context.dtype)
+        context = ops.reshape(scaled, (-1, *context.shape[1:]))
+    context = context * ops.cast(_same_head(num_heads // groups, *context.shape[1:]), context.dtype)
     return [_join(ops.matmul(query, context), groups) for query in queries]
 
 
@@ -130,21 +133,23 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int,
     rows, columns = (0, 2, 1, 3), (0, 2, 3, 1)
     scaled_query = query * ((query.shape[2] // num_heads) ** -0.5)
     logits = ops.matmul(heads(scaled_query, rows), heads(key, columns))  # [B, H, N, M]
+    logits = ops.cast(logits, "float32")
     weights = ops.softmax(logits if bias is None else logits + bias, axis=-1)
-    mixed = ops.transpose(ops.matmul(weights, heads(value, rows)), rows)  # [B, N, H, dv]
+    mixed = ops.transpose(ops.matmul(ops.cast(weights, value.dtype), heads(value, rows)), rows)  # [B, N, H, dv]
     return ops.reshape(mixed, (-1, query.shape[1], value.shape[2]))
 
 
 def _flows(query: Tensor, key: Tensor, num_heads: int, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of projections [B, n, Dk]: query times I, A, key, and O~ before the softmax.
 
-    The two tensors are [B, H, dk, n] and the two flows [B, H, 1, n]; the equations stand in `mobiatt_tf.ops.flows`.
+    The two tensors are [B, H, dk, n] and the two flows [B, H, 1, n], in float32 under any policy; the equations stand
+    in `mobiatt_tf.ops.flows`.
     """
 
     def heads(x: Tensor) -> Tensor:
         split = ops.reshape(x, (-1, x.shape[1], num_heads, x.shape[2] // num_heads))
         # In this order the converter moves the transposition in front of an int8 file's DEQUANTIZE: fewer bytes.
-        return ops.sigmoid(ops.transpose(split, (0, 2, 3, 1)))  # [B, H, dk, n]
+        return ops.cast(ops.sigmoid(ops.transpose(split, (0, 2, 3, 1))), "float32")  # [B, H, dk, n]
 
     def over_channels(x: Tensor) -> Tensor:
         return ops.sum(x, axis=2, keepdims=True)

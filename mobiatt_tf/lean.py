@@ -36,29 +36,41 @@ _WRITERS: dict[type, str] = {
     layers.DepthwiseMLP: "fc2",
     layers.PatchEmbedding: "projection",
 }
-# Layers that a scale and an offset of every channel pass unchanged.
+# Layers that a scale and an offset of every channel pass unchanged. (Here and below at inference: training with dropout
+# in a stream moves its mean, and a root mean square then sees it.)
 _CHANNELWISE = (layers.SelectToken, keras.layers.GlobalAveragePooling2D, keras.layers.Dropout)
-# Layers whose output has mean 0 if their input and their own table have.
-_MEAN_KEEPING = (layers.DropPath, keras.layers.Dropout, layers.ClassToken, layers.PositionEmbedding)
+# Layers whose output has mean 0 over the channels if their inputs and their own table have.
+_MEAN_KEEPING = (keras.layers.Add, layers.DropPath, keras.layers.Dropout, layers.ClassToken, layers.PositionEmbedding)
 _TABLES: dict[type, str] = {layers.ClassToken: "tokens", layers.PositionEmbedding: "embedding"}
 
 
 class _Use(NamedTuple):
-    """One reader of a tensor: a layer, and which of its inputs the tensor is."""
+    """One reader of a tensor: a layer, which of its inputs the tensor is, and the node of the graph."""
 
     layer: Any
     position: int
+    node: Any
 
 
 def lean(model: keras.Model, centre: bool = True) -> keras.Model:
     """A copy of a functional float model with fewer operators and the same outputs (to 1e-5 of the largest).
 
     Args:
-        model: any functional model; it is not changed, and shares nothing with the copy.
+        model: a functional model of one input; it is not changed, and shares no weights with the copy. Any other kind
+            of model, such as a Sequential one, is copied as it is.
         centre: also free residual streams of their mean.
+
+    Raises:
+        ValueError: the model has several inputs.
     """
+    if len(model.inputs) != 1:
+        raise ValueError(f"Only models with one input can be rewritten, but {model.name} has {len(model.inputs)}.")
+    if not hasattr(model, "_nodes_by_depth"):
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+        return copy
     norms = {norm.name: uses for norm in model.layers if (uses := _projections_behind(model, norm))}
-    streams = [stream for stream in _streams(model)] if centre else []
+    streams = list(_streams(model)) if centre else []
     centred = {norm.name for stream in streams for norm in stream.norms if norm.name in norms or not _affine(norm)}
     streams = [stream for stream in streams if all(norm.name in centred for norm in stream.norms)]
     centred = {norm.name for stream in streams for norm in stream.norms}
@@ -76,16 +88,17 @@ def lean(model: keras.Model, centre: bool = True) -> keras.Model:
     source = model.inputs[0]
     images = keras.Input(batch_shape=source.shape, dtype=source.dtype, name=source.name)
     copy = keras.models.clone_model(model, input_tensors=images, clone_function=bare)
+    copies = {layer.name: twin for layer, twin in zip(model.layers, copy.layers, strict=True)}
     for layer in model.layers:
         if layer.weights and layer.name not in norms:
-            copy.get_layer(layer.name).set_weights(layer.get_weights())
+            copies[layer.name].set_weights(layer.get_weights())
     for name, uses in norms.items():
         for use in uses:
-            for child in _reading(copy.get_layer(use.layer.name), use.position, len(_inputs(model, use.layer))):
+            for child in _reading(copies[use.layer.name], use):
                 _absorb(child, model.get_layer(name))
     for stream in streams:
         for layer in stream.writers:
-            _centre(copy.get_layer(layer.name))
+            _centre(copies[layer.name])
     return copy
 
 
@@ -98,7 +111,7 @@ class _Stream(NamedTuple):
 
 def _uses(model: keras.Model, tensor: Any) -> list[_Use]:
     return [
-        _Use(node.operation, position)
+        _Use(node.operation, position, node)
         for nodes in model._nodes_by_depth.values()
         for node in nodes
         for position, source in enumerate(node.input_tensors)
@@ -117,7 +130,7 @@ def _is_output(model: keras.Model, tensor: Any) -> bool:
 
 
 def _is_layer_norm(layer: Any) -> bool:
-    if type(layer) is not keras.layers.LayerNormalization:
+    if type(layer) is not keras.layers.LayerNormalization or getattr(layer, "rms_scaling", False):
         return False
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     return list(axes) in ([-1], [len(layer.output.shape) - 1])
@@ -136,7 +149,7 @@ def _projections_behind(model: keras.Model, norm: Any) -> list[_Use]:
     while pending:
         tensor = pending.pop()
         uses = _uses(model, tensor)
-        if _is_output(model, tensor) or not all(_can_absorb(use.layer) or _passes(use.layer) for use in uses):
+        if _is_output(model, tensor) or not all(_can_absorb(use) or _passes(use.layer) for use in uses):
             return []
         pending += [use.layer.output for use in uses if _passes(use.layer)]
         found += [use for use in uses if not _passes(use.layer)]
@@ -144,20 +157,27 @@ def _projections_behind(model: keras.Model, norm: Any) -> list[_Use]:
 
 
 def _passes(layer: Any) -> bool:
-    return isinstance(layer, _CHANNELWISE)
+    once = type(layer) in _CHANNELWISE and len(layer._inbound_nodes) == 1
+    return once and getattr(layer, "data_format", "channels_last") == "channels_last"
 
 
-def _can_absorb(layer: Any) -> bool:
-    if type(layer) not in _READERS or len(layer._inbound_nodes) != 1:
+def _can_absorb(use: _Use) -> bool:
+    if type(use.layer) not in _READERS or len(use.layer._inbound_nodes) != 1:
         return False
-    return all(child.use_bias and getattr(child, "padding", "valid") == "valid" for child in _reading(layer, None, 1))
+    arguments = use.node.arguments
+    in_order = len(arguments.args) == len(use.node.input_tensors)  # no tensor by name, and none left out before another
+    plain = all(
+        child.use_bias and len(child.weights) == 2 and getattr(child, "padding", "valid") == "valid"
+        for child in _reading(use.layer, use)
+    )
+    return in_order and plain
 
 
-def _reading(layer: Any, position: int | None, inputs: int) -> Iterator[Any]:
-    """The projections of a layer that read its input at `position`; of an attention with one input, all three."""
-    names = _READERS[type(layer)]
-    if inputs > 1 and position is not None:
-        names = names[position : position + 1] if position < inputs - 1 else names[position:]
+def _reading(layer: Any, use: _Use) -> Iterator[Any]:
+    """The projections of a layer that read its input in that place; of an attention with one input, all three."""
+    names, inputs = _READERS[type(use.layer)], len(use.node.input_tensors)
+    if inputs > 1:
+        names = names[use.position : use.position + 1] if use.position < inputs - 1 else names[use.position :]
     for name in names:
         yield getattr(layer, name) if name else layer
 
@@ -193,7 +213,7 @@ def _streams(model: keras.Model) -> Iterator[_Stream]:
     """The residual streams whose writers are all known and whose readers are all LayerNorms."""
     seen: set[int] = set()
     for add in model.layers:
-        if not isinstance(add, keras.layers.Add) or id(add.output) in seen:
+        if type(add) is not keras.layers.Add or len(add._inbound_nodes) != 1 or id(add.output) in seen:
             continue
         tensors, writers, norms, whole = {}, [], [], True
         pending = [add.output]
@@ -203,23 +223,16 @@ def _streams(model: keras.Model) -> Iterator[_Stream]:
                 continue
             tensors[id(tensor)] = tensor
             producer = tensor._keras_history.operation
-            if isinstance(
-                producer,
-                keras.layers.Add
-                | layers.DropPath
-                | keras.layers.Dropout
-                | layers.ClassToken
-                | layers.PositionEmbedding,
-            ):
+            if type(producer) in _MEAN_KEEPING:
                 pending += _inputs(model, producer)
             if type(producer) in _TABLES or type(producer) in _WRITERS:
                 writers.append(producer)
-            elif not isinstance(producer, (keras.layers.Add, *_MEAN_KEEPING)):
+            elif type(producer) not in _MEAN_KEEPING:
                 whole = False
             whole = whole and not _is_output(model, tensor) and len(producer._inbound_nodes) == 1
             for use in _uses(model, tensor):
-                if isinstance(use.layer, (keras.layers.Add, *_MEAN_KEEPING)):
-                    pending.append(use.layer.output)
+                if type(use.layer) in _MEAN_KEEPING:
+                    pending += use.node.output_tensors
                 elif _is_layer_norm(use.layer):
                     norms.append(use.layer)
                 else:

@@ -103,7 +103,8 @@ def rebuild(model: keras.Model, batch_size: int | None, dense_patches: bool = Fa
         if not isinstance(layer, keras.layers.Layer):
             return layer  # a bare operation such as x + y has no weights and no precision of its own
         config = {**layer.get_config(), "dtype": "float32"}
-        if dense_patches and isinstance(layer, mobiatt_tf.layers.PatchEmbedding):
+        # Not a subclass with a call of its own.
+        if dense_patches and getattr(type(layer), "call", None) is mobiatt_tf.layers.PatchEmbedding.call:
             config["dense"] = True
         return layer.__class__.from_config(config)
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_models import DeiTMobiAtt
+from mobiatt_tf import quantization
 from mobiatt_tf.formulation import Formulation, heads_in_group
-from mobiatt_tf.layers import MobileAttention, MobileConvAttention, SoftmaxAttention
+from mobiatt_tf.layers import DownsamplingConvAttention, MobileAttention, MobileConvAttention, SoftmaxAttention
 
 to_numpy = keras.ops.convert_to_numpy
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -31,6 +33,10 @@ def formulation(name: str, tokens: int) -> Formulation:
     if "chunk_tokens" in choices:
         choices["chunk_tokens"] = math.ceil(tokens * choices["chunk_tokens"])
     return Formulation(**choices)
+
+
+def make_quantized(policy: str) -> keras.Model:
+    return quantization.quantize_aware(DeiTMobiAtt("quickstart"), policy)
 
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -126,6 +132,35 @@ def test_softmax_attention_is_the_same(keys: int | None) -> None:
     for joint in (False, True):
         layer.use_formulation(Formulation(joint_projection=joint))
         assert relative(to_numpy(layer(query, *others)), expected) < 1e-5
+
+
+def test_one_layer_serves_sequences_of_several_lengths() -> None:
+    layer = MobileAttention(2)
+    sequences = [np.random.default_rng(0).normal(size=(1, tokens, 8)).astype("float32") for tokens in (6, 13)]
+    expected = [to_numpy(layer(x)) for x in sequences]
+    layer.use_formulation(Formulation(chunk_tokens=4, chunk_from=1))
+    for x, y in zip(sequences, expected, strict=True):
+        assert relative(to_numpy(layer(x)), y) < 1e-5
+
+
+def test_projections_that_cannot_be_joined_are_not() -> None:
+    layer = SoftmaxAttention(4)
+    query, key = np.zeros((1, 9, 16), "float32"), np.zeros((1, 5, 8), "float32")
+    layer(query, key)
+    layer.use_formulation(Formulation(joint_projection=True))
+    assert layer.joint is None
+    twin = make_quantized("int8").get_layer("block0_attention")
+    twin.use_formulation(Formulation(joint_projection=True))
+    assert twin.joint is None  # its projections round
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_downsampling_attention_in_half_precision(dtype: str) -> None:
+    layer = DownsamplingConvAttention(8, 2, 8, 16, dtype=dtype)
+    x = np.random.default_rng(0).normal(size=(1, 4, 4, 8)).astype("float32")
+    expected = to_numpy(keras.ops.cast(layer(x), "float32"))
+    layer.use_formulation(Formulation())
+    assert relative(to_numpy(keras.ops.cast(layer(x), "float32")), expected) < 3e-2
 
 
 def test_half_precision_holds_long_sequences() -> None:

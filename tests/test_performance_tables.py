@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from benchmarks import arm, attention, memory
+from benchmarks import arm, attention, memory, models
+from benchmarks.peers import report
 
 DOCUMENT = (attention.ROOT / "docs" / "performance.md").read_text()
 ATTENTION = json.loads(attention.RESULTS.read_text())
+PEERS = list(json.loads(models.RESULTS.read_text())["cases"].values())
 MEMORY = json.loads(memory.RESULTS.read_text())
 
 
@@ -25,8 +27,12 @@ def test_arm() -> None:
     assert f"\n{arm.markdown(arm.from_json(json.loads(arm.BASELINE.read_text())))}\n" in DOCUMENT
 
 
+def test_peers() -> None:
+    assert f"\n{report.summary(PEERS)}\n" in DOCUMENT
+
+
 def test_results_say_where_they_were_measured() -> None:
-    for row in (*ATTENTION.values(), *MEMORY.values()):
+    for row in (*ATTENTION.values(), *MEMORY.values(), *PEERS):
         assert row["device"]["cpu"]
         assert row["device"]["ai_edge_litert"]
     for row in ATTENTION.values():

@@ -9,11 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from mobiatt_tf import quantization
+from mobiatt_tf import layers, quantization
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.formulation import Formulation
 from mobiatt_tf.lean import lean
 from mobiatt_tf.models import rebuild
+from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES
 from tflite import float_ops
 
 # What a float model can be written as. A quantized one (`mobiatt_tf.quantization`) is written as its policy says.
@@ -27,6 +28,14 @@ FORMATS = {
 # Channels of the heads that share a matrix product, where they cost least (docs/performance.md): by instructions in an
 # emulated Cortex-A76 with float16 arithmetic, and by time on x86 with AVX512.
 GROUP_WIDTHS = {"arm": 16, "x86": 32}
+
+
+_FORMULATED = (
+    layers.MobileAttention,
+    layers.SoftmaxAttention,
+    layers.MobileConvAttention,
+    layers.DownsamplingConvAttention,
+)
 
 
 def formulation_for(format: str, target: str = "arm") -> Formulation:
@@ -67,7 +76,12 @@ def format_of(model: keras.Model, format: str | None = None) -> str:
     return format or "float32"
 
 
-def convert(model: keras.Model, format: str | None = None, formulation: Formulation | None = None) -> bytes:
+def convert(
+    model: keras.Model,
+    format: str | None = None,
+    formulation: Formulation | None = None,
+    optimize: bool = True,
+) -> bytes:
     """Converts a functional Keras model, whatever its batch size and precision, to a batch-1 .tflite file.
 
     Args:
@@ -75,6 +89,7 @@ def convert(model: keras.Model, format: str | None = None, formulation: Formulat
             `quantization.quantize_aware`.
         format: see `format_of`.
         formulation: how Mobile-Attention is written; None takes `formulation_for(format)`.
+        optimize: False writes the graph as it is trained, without any of these rewrites.
 
     Returns:
         The file's content; one signature, "serving_default", from "images" to "output_0". The policies with int8
@@ -86,12 +101,13 @@ def convert(model: keras.Model, format: str | None = None, formulation: Formulat
     """
     format = format_of(model, format)
     policy = quantization.policy_of(model)
-    copy = rebuild(model, batch_size=1, dense_patches=True)
-    if policy is None:
-        copy = lean(copy)
-    else:
+    copy = rebuild(model, batch_size=1, dense_patches=optimize)
+    if policy is not None:
         quantization.bake(copy)
-    use_formulation(copy, formulation or formulation_for(format))
+    elif optimize:
+        copy = lean(copy)
+    if optimize:
+        use_formulation(copy, formulation or formulation_for(format))
     if policy is None:
         return _through_converter(copy, format, int8=False)
     content = _through_converter(copy, format, int8=policy.activations)
@@ -102,9 +118,10 @@ def convert(model: keras.Model, format: str | None = None, formulation: Formulat
 
 
 def use_formulation(model: keras.Model, formulation: Formulation) -> None:
-    """Writes every attention of a model in that form from now on."""
+    """Writes every attention of a model in that form from now on; subclasses of ours, which may mix otherwise, stay."""
+    written = {*_FORMULATED, *(QUANTIZED_CLASSES[kind] for kind in _FORMULATED)}
     for layer in model.layers:
-        if hasattr(layer, "use_formulation"):
+        if type(layer) in written:
             layer.use_formulation(formulation)
 
 

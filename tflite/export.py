@@ -37,12 +37,14 @@ class Export:
     comparison: verification.Comparison
     description: inspect.Description
     median_seconds: float
+    target: str = "arm"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the JSON beside the file."""
         return {
             "file": self.path.name,
             "format": self.format,
+            "target": self.target,
             "sha256": files.sha256(self.path),
             "verification": {**dataclasses.asdict(self.comparison), "passed": self.comparison.passed},
             "latency": {"median_seconds": self.median_seconds, "threads": 1, "device": "host"},
@@ -58,6 +60,7 @@ def export(
     labels: np.ndarray | None = None,
     runs: int = 30,
     target: str = "arm",
+    optimize: bool = True,
 ) -> Export:
     """Converts, checks and describes; `output` exists afterwards only if every check passed.
 
@@ -69,6 +72,7 @@ def export(
         labels: int [N], or None.
         runs: timed inferences for the latency in the description.
         target: see `convert.formulation_for`.
+        optimize: see `convert.convert`.
 
     Raises:
         UserError: the file does not match the model, or needs operators that LiteRT does not have.
@@ -76,7 +80,7 @@ def export(
     """
     output = Path(output)
     format = convert.format_of(model, format)
-    content = convert.convert(model, format, convert.formulation_for(format, target))
+    content = convert.convert(model, format, convert.formulation_for(format, target), optimize)
     with files.atomic_path(output) as temporary:
         temporary.write_bytes(content)
         description = inspect.describe(temporary)
@@ -96,7 +100,7 @@ def export(
         # No moment at which a new file stands beside the report of an old one.
         output.with_suffix(".json").unlink(missing_ok=True)
     description = dataclasses.replace(description, path=str(output))
-    result = Export(output, format, comparison, description, float(np.median(found.measurements[0].latencies)))
+    result = Export(output, format, comparison, description, float(np.median(found.measurements[0].latencies)), target)
     files.write_json(output.with_suffix(".json"), result.to_json())
     return result
 
@@ -142,7 +146,7 @@ def main(_: Sequence[str]) -> None:
     )
     print(f"Checked on {what}.")
     try:
-        result = export(model, output, values.format, images, labels, target=values.target)
+        result = export(model, output, values.format, images, labels, target=values.target, optimize=values.optimize)
     except ValueError as error:
         raise UserError(str(error)) from error
     print(format_table(result))
@@ -162,6 +166,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "target", "arm", list(convert.GROUP_WIDTHS), "Processors that the file is meant for; runs on all."
     )
+    flags.DEFINE_bool("optimize", True, "--nooptimize writes the graph as it is trained.")
     flags.DEFINE_string(
         "output", None, "The .tflite file to write; a .json beside it says what was checked.", required=True
     )

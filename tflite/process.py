@@ -43,7 +43,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in path or sys.path)},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in (sys.path if path is None else path))},
             start_new_session=True,  # Ctrl-C is for the parent, which still asks for the results so far
         )
 

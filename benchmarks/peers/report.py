@@ -65,6 +65,23 @@ def _text(row: dict[str, Any] | None) -> str:
     return f"{relative}({1e3 * row['median_seconds']:.1f}; {row['cpu_per_wall']:.2f})"
 
 
+def summary(cases: list[dict[str, Any]]) -> str:
+    """All cases as one Markdown table at the first number of threads: ratios alone, programs as lines."""
+    lines = list(dict.fromkeys(line for case in cases for line in _lines(case)))
+    lines.sort(key=lambda line: list(PROGRAMS).index(line[0]))
+    columns = [(case, network) for case in cases for network in _networks(case)]
+    header = " | ".join(f"{case['image_size']} px, {network}" for case, network in columns)
+    rows = [f"| program | format | {header} |", f"| --- | --- |{' ---: |' * len(columns)}"]
+    for program, format in lines:
+        cells = []
+        for case, network in columns:
+            row = _cell(case, program, format, network, case["settings"]["num_threads"][0])
+            shown = row is not None and row["ratio"] and (program != "floor" or network == _networks(case)[-1])
+            cells.append(f"{row['ratio']['median']:.2f}" if row is not None and shown else "")
+        rows.append(f"| {PROGRAMS[program].title} | {format} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def skipped_line(skipped: dict[str, Any]) -> str:
     """What was not measured, and why."""
     threads = f", {_threads(skipped['num_threads'])}" if skipped["num_threads"] else ""

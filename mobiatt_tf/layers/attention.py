@@ -100,10 +100,15 @@ class ProjectedAttention(keras.layers.Layer, abc.ABC):
     def use_formulation(self, chosen: formulation.Formulation) -> None:
         """Computes the attention of a sequence with itself in that form from now on, where there is one; for exports.
 
-        Later changes of the projections' weights are not seen where `chosen` joins them.
+        Projections that round their input or output, or read inputs of different widths, are not joined. Where they
+        are, later changes of their weights are not seen.
         """
         self.formulation = chosen
-        self.joint = formulation.joint_weights([self.query, self.key, self.value]) if chosen.joint_projection else None
+        projections = [self.query, self.key, self.value]
+        rounded = any(getattr(projection, "output_quantizer", None) is not None for projection in projections)
+        same = len({tuple(projection.kernel.shape) for projection in projections}) == 1
+        joined = chosen.joint_projection and same and not rounded
+        self.joint = formulation.joint_weights(projections) if joined else None
 
     def project_jointly(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of one sequence [B, N, D], each [B, N, model_dim], in one product or three."""
@@ -219,10 +224,10 @@ class MobileAttention(ProjectedAttention):
         return ops.mobile_attention(query, key, value, self.epsilon, self.reference_tokens)
 
     def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
-        if self.formulation is None or key is not None or value is not None or self.query_tokens is None:
-            return super().attend(query, key, value)
         tokens = ops.flatten_map(query)
-        chunks = self.formulation.chunks(self.query_tokens, self.query.units)
+        if self.formulation is None or key is not None or value is not None or tokens.shape[1] is None:
+            return super().attend(query, key, value)
+        chunks = self.formulation.chunks(tokens.shape[1], self.query.units)
 
         def project(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
             return self.project_jointly(tokens if len(chunks) == 1 else tokens[:, start:stop])  # [B, n, model_dim]
@@ -274,7 +279,8 @@ class SoftmaxAttention(ProjectedAttention):
         return ops.softmax_attention(query, key, value)
 
     def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
-        if self.formulation is None or self.query_tokens is None or self.key_tokens is None:
+        lengths = [ops.flatten_map(x).shape[1] for x in (query, key, value) if x is not None]
+        if self.formulation is None or None in lengths:
             return super().attend(query, key, value)
         if key is None and value is None:
             queries, keys, values = self.project_jointly(ops.flatten_map(query))
