@@ -1,15 +1,17 @@
 """The tables of docs/performance.md are those of the committed results, which say where they were measured."""
 
+import itertools
 import json
 
 import pytest
 
-from benchmarks import arm, attention, memory, models
+from benchmarks import arm, attention, memory, models, rewrites
 from benchmarks.peers import report
 
 DOCUMENT = (attention.ROOT / "docs" / "performance.md").read_text()
 ATTENTION = json.loads(attention.RESULTS.read_text())
 PEERS = list(json.loads(models.RESULTS.read_text())["cases"].values())
+REWRITES = json.loads(rewrites.RESULTS.read_text())
 MEMORY = json.loads(memory.RESULTS.read_text())
 
 
@@ -31,8 +33,17 @@ def test_peers() -> None:
     assert f"\n{report.summary(PEERS)}\n" in DOCUMENT
 
 
+def test_rewrites() -> None:
+    """Every one that is kept pays, in every format, to what a run can tell (2 %)."""
+    assert f"\n{rewrites.table(REWRITES)}\n" in DOCUMENT
+    for format in rewrites.FORMATS:
+        ratios = [REWRITES["ratios"][f"{format}, {step}"]["median"] for step in rewrites.STEPS]
+        assert all(after < before * 1.02 for before, after in itertools.pairwise(ratios))
+        assert ratios[-1] < 0.96 * ratios[0]
+
+
 def test_results_say_where_they_were_measured() -> None:
-    for row in (*ATTENTION.values(), *MEMORY.values(), *PEERS):
+    for row in (*ATTENTION.values(), *MEMORY.values(), *PEERS, REWRITES):
         assert row["device"]["cpu"]
         assert row["device"]["ai_edge_litert"]
     for row in ATTENTION.values():

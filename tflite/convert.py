@@ -109,8 +109,8 @@ def convert(
     if optimize:
         use_formulation(copy, formulation or formulation_for(format))
     if policy is None:
-        return _through_converter(copy, format, int8=False)
-    content = _through_converter(copy, format, int8=policy.activations)
+        return through_converter(copy, format, int8=False)
+    content = through_converter(copy, format, int8=policy.activations)
     if not policy.activations:
         return content
     kept = ("LOGISTIC",) if policy.attention else ()  # rounded in training, too
@@ -135,12 +135,23 @@ def convert_calibrated(model: keras.Model, images: Iterable[np.ndarray]) -> byte
     Raises:
         UserError: TensorFlow's converter refuses the model.
     """
-    return _through_converter(rebuild(model, batch_size=1), "int8", int8=True, representative=images)
+    return through_converter(rebuild(model, batch_size=1), "int8", int8=True, representative=images)
 
 
-def _through_converter(
+def through_converter(
     model: keras.Model, format: str, int8: bool, representative: Iterable[np.ndarray] | None = None
 ) -> bytes:
+    """The file of a float32 model of batch 1 as it is, with nothing rewritten.
+
+    Args:
+        model: of `mobiatt_tf.models.rebuild`; a quantized one after `quantization.bake`.
+        format: a key of `FORMATS`, or the name of the model's policy.
+        int8: int8 input and output.
+        representative: float32 images [1, height, width, channels] to calibrate TensorFlow's own quantization on.
+
+    Raises:
+        UserError: TensorFlow's converter refuses the model.
+    """
     import tensorflow as tf
 
     signature = [keras.InputSpec(shape=model.inputs[0].shape, dtype="float32", name="images")]

@@ -31,7 +31,7 @@ def quantized() -> tuple[keras.Model, np.ndarray]:
 def as_tensorflow_has_it(model: keras.Model) -> bytes:
     copy = rebuild(model, batch_size=1)
     quantization.bake(copy)
-    return convert._through_converter(copy, "int8", int8=True)
+    return convert.through_converter(copy, "int8", int8=True)
 
 
 def test_float_operators_are_delegated_and_nearer_to_the_model(
