@@ -23,7 +23,6 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from benchmarks.model_table import put_into
 from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
 from tools.arm import emulator
@@ -163,6 +162,8 @@ def main(_: Sequence[str]) -> None:
     if values.check and not baseline_path.is_file():
         raise UserError(f"There is no baseline {baseline_path}. Write it with --update, or name one with --baseline.")
     if values.render:
+        from benchmarks.model_table import put_into
+
         put_into(ROOT / "docs" / "performance.md", markdown(from_json(files.read_json(baseline_path))), "arm")
         return
     found = emulator.environment()

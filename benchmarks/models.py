@@ -17,7 +17,6 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.model_table import put_into
 from benchmarks.peers import environment, measurement, programs, report
 from benchmarks.peers.preparation import Preparation
 from mobiatt_tf import cli, files
@@ -76,6 +75,8 @@ def main(_: Sequence[str]) -> None:
 
     values = flags.FLAGS
     if values.render:
+        from benchmarks.model_table import put_into
+
         cases = list(files.read_json(RESULTS)["cases"].values())
         put_into(ROOT / "docs" / "performance.md", report.summary(cases), "peers")
         return
