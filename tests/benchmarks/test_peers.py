@@ -159,7 +159,7 @@ def test_what_has_other_logits_is_not_timed(small: tuple[Prepared, Path]) -> Non
 
 
 def test_the_clocks_enclose_the_recorded_runs(small: tuple[Prepared, Path]) -> None:
-    (row,), _skipped = measurement.measure([small[0]], small[1], [1], 1000)  # some kernels count processor time in 10 ms
+    (row,), _skipped = measurement.measure([small[0]], small[1], [1], 1000)  # CPU clocks may tick every 10 ms
     latencies = [latency for one_round in row.measurement.rounds for latency in one_round]
     assert len(latencies) == 1000
     assert 0 < sum(latencies) <= row.wall_seconds
