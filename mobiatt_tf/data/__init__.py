@@ -8,13 +8,13 @@ Example:
 
 from mobiatt_tf.data.cache import cache_directory
 from mobiatt_tf.data.dataset import Dataset, Split
+from mobiatt_tf.data.order import step_names, steps_per_epoch
 from mobiatt_tf.data.pipeline import (
     AUGMENTATIONS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     calibration_batches,
     normalize,
-    steps_per_epoch,
     test_batches,
     train_batches,
 )
@@ -31,6 +31,7 @@ __all__ = [
     "calibration_batches",
     "load",
     "normalize",
+    "step_names",
     "steps_per_epoch",
     "test_batches",
     "train_batches",

@@ -1,35 +1,88 @@
-"""What a classification dataset is: labelled images in memory, or labelled image files."""
+"""What a classification dataset is: labelled images in memory, in files of their own, or in TFRecord files."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
+class Records:
+    """Where M encoded images lie in TFRecord files; `mobiatt_tf.data.records` finds and reads them.
+
+    Attributes:
+        files: the paths of the TFRecord files.
+        file: int32 [M], which of `files` a record is in.
+        number: int64 [M], how many records come before it in its file.
+        offset: int64 [M], where it starts in its file, in bytes.
+        length: int64 [M], how long its data are (a serialized tf.train.Example), in bytes.
+        checksum: uint32 [M], the masked CRC-32C of the data as the file states it.
+        image_key: the feature of the Example that holds the encoded image.
+    """
+
+    files: tuple[str, ...]
+    file: np.ndarray
+    number: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    checksum: np.ndarray
+    image_key: str = "image"
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def select(self, indices: np.ndarray) -> "Records":
+        """The records at `indices` (int [K], each below len), in that order."""
+        return Records(
+            files=self.files,
+            file=self.file[indices],
+            number=self.number[indices],
+            offset=self.offset[indices],
+            length=self.length[indices],
+            checksum=self.checksum[indices],
+            image_key=self.image_key,
+        )
+
+    def name(self, index: int) -> str:
+        """What messages call a record: "FILE:NUMBER", numbers counted from 0."""
+        return f"{Path(self.files[self.file[index]]).name}:{self.number[index]}"
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 over lengths and checksums in their order: equal where the content is, wherever it lies."""
+        digest = hashlib.sha256()
+        for array in (self.length, self.checksum):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.digest()
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled examples in a fixed order. Exactly one of `images` and `files` is given.
+    """Labelled examples in a fixed order. Exactly one of `images`, `files` and `records` is given.
 
     Attributes:
         labels: int32 [M], the class of each example.
         images: uint8 [M, H, W, C] with C 1 (grey) or 3 (RGB), or None.
         files: M paths of image files, decoded when they are read, or None.
+        records: M records of TFRecord files, decoded when they are read, or None.
     """
 
     labels: np.ndarray
     images: np.ndarray | None = None
     files: tuple[str, ...] | None = None
+    records: Records | None = None
 
     def __post_init__(self) -> None:
-        if (self.images is None) == (self.files is None):
-            raise ValueError("A split has either images or files: give exactly one of the two.")
+        given = [stored for stored in (self.images, self.files, self.records) if stored is not None]
+        if len(given) != 1:
+            raise ValueError("A split has images, files or records: give exactly one of the three.")
         if self.labels.dtype != np.int32 or self.labels.ndim != 1:
             raise ValueError(f"labels must be int32 [M], got {self.labels.dtype} {list(self.labels.shape)}.")
         images = self.images
         if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3)):
             raise ValueError(f"images must be uint8 [M, H, W, 1 or 3], got {images.dtype} {list(images.shape)}.")
-        examples = len(images) if images is not None else len(self.files or ())
+        examples = len(given[0])
         if examples != len(self.labels):
             raise ValueError(f"There must be one label for each image, got {len(self.labels)} for {examples}.")
 
@@ -52,7 +105,14 @@ class Split:
             labels=self.labels[indices],
             images=None if self.images is None else self.images[indices],
             files=None if self.files is None else tuple(self.files[index] for index in indices),
+            records=None if self.records is None else self.records.select(indices),
         )
+
+    def name_of(self, index: int) -> str:
+        """What an error message calls the example: its file's path, "shard:record", or "image 123"."""
+        if self.records is not None:
+            return self.records.name(index)
+        return self.files[index] if self.files is not None else f"image {index}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +124,8 @@ class Dataset:
         class_names: the name of class i at position i.
         train: the examples to learn from.
         test: the examples to measure on.
-        skipped: "path: reason" for every file that was left out because it cannot be read or is not an image; hidden
-            files excepted.
+        skipped: "path: reason" for every file that was left out because it cannot be read or is not an image, hidden
+            files excepted; "shard:record: reason" for every record that was left out because it is damaged.
     """
 
     name: str

@@ -59,6 +59,32 @@ def bmp_problem(content: bytes) -> str:
     return ""
 
 
+def image_problem(content: bytes) -> str:
+    """Why a file with these bytes cannot be trained on; "" for nothing.
+
+    The decoder is that of the pipeline, so whatever passes here can be trained on. Looking at the structure of a JPEG
+    file is not enough: truncated ones pass that. Decoding it to an eighth of its size reads all of it, and is faster.
+    """
+    if not content:
+        return "the file is empty"
+    kind = image_format(content)
+    if not kind:
+        return "not a JPEG, PNG, GIF, BMP or WebP image"
+    if kind == "WebP" and is_animated_webp(content):
+        return "an animated WebP image; convert it to PNG or JPEG"
+    if kind == "BMP" and (problem := bmp_problem(content)):
+        return problem
+    try:
+        with tf.device("CPU:0"):
+            if kind == "JPEG":
+                tf.io.decode_jpeg(content, channels=3, ratio=8)
+            else:
+                decode_image(tf.constant(content))
+    except (tf.errors.OpError, ValueError):
+        return f"truncated or damaged {kind} data"
+    return ""
+
+
 def has_format(content: tf.Tensor, name: str) -> tf.Tensor:
     """Whether a string tensor [], of 12 bytes or more, has the format `name`: bool []."""
     start, magic = _SIGNATURES[name]

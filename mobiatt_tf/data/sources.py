@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mobiatt_tf.data import cache
+from mobiatt_tf.data.converted import is_converted, load_converted
 from mobiatt_tf.data.dataset import (
     Dataset,
     Split,
@@ -22,6 +23,7 @@ from mobiatt_tf.data.dataset import (
     split_of_files,
 )
 from mobiatt_tf.data.folder import load_folder
+from mobiatt_tf.data.tfds import load_tfds
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.files import user_path
 
@@ -72,7 +74,9 @@ def load(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
             "mnist_sample" (4,000 + 1,000 grey images of 28 x 28, 10 digits),
             "digits" (1,442 + 355 grey images of 8 x 8, 10 digits; part of scikit-learn, needs no network),
             "stamps" (347 pictures of 10 kinds in colour, PNG files of 50 to 1,200 pixels on white),
-            or a directory, with "folder:" before it or not: see `mobiatt_tf.data.folder.load_folder`.
+            or a directory of images, with "folder:" before it or not: see `mobiatt_tf.data.folder.load_folder`,
+            or a directory that `python -m mobiatt_tf.data.convert` has written,
+            or "tfds:" and a name that tensorflow-datasets knows: see `mobiatt_tf.data.tfds.load_tfds`.
         cache_dir: where downloads are kept; without it see `mobiatt_tf.data.cache.cache_directory`.
 
     Returns:
@@ -84,11 +88,16 @@ def load(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     cache_path = cache.cache_directory(cache_dir)
     if name in _LOADERS:
         return _LOADERS[name](cache_path)
+    if name.startswith("tfds:"):
+        return load_tfds(name.removeprefix("tfds:"), cache_path)
     directory = user_path(name.removeprefix("folder:"))
     if not name or not directory.is_dir():
         raise UserError(
-            f'There is no dataset or directory "{name}". Give a directory of images or one of: {", ".join(NAMES)}.'
+            f'There is no dataset or directory "{name}". Give a directory of images or TFRecord shards, tfds:NAME, or '
+            f"one of: {', '.join(NAMES)}."
         )
+    if not name.startswith("folder:") and is_converted(directory):
+        return load_converted(directory, cache_path, name)
     return load_folder(directory, cache_path, name)
 
 

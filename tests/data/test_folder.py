@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mobiatt_tf import data
+from mobiatt_tf.data import crops
 from mobiatt_tf.data import folder as folders
-from mobiatt_tf.data import pipeline
 from mobiatt_tf.data.dataset import held_out_by_name, interleave_classes
+from mobiatt_tf.data.decoding import decode_image
 from mobiatt_tf.errors import UserError
 
 RED, GREEN, BLUE = (200, 20, 30), (20, 190, 40), (10, 30, 210)
@@ -276,8 +277,8 @@ def test_corrupt_files_are_skipped_and_named(folder: Path, load, caplog: pytest.
 def decode_both_ways(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The whole image and a random window of it, as the pipeline reads them."""
     content = tf.io.read_file(file)
-    window, _ = pipeline._read_window(content, tf.constant([1, 2], tf.int64))
-    return pipeline.decode_image(content), window
+    window, _ = crops.read_window(content, tf.constant([1, 2], tf.int64))
+    return decode_image(content), window
 
 
 @settings(max_examples=200)

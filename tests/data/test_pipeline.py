@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mobiatt_tf import data
-from mobiatt_tf.data import pipeline
+from mobiatt_tf.data import crops, order
+from mobiatt_tf.data.decoding import decode_image
 
 SIZE = (16, 16)
 Batches = list[tuple[np.ndarray, np.ndarray]]
@@ -137,7 +138,7 @@ def test_shift_and_flip_is_pad_cut_and_reverse(choose: st.DataObject) -> None:
     images = np.random.default_rng(height * width).integers(0, 256, (3, height, width, 1), np.uint8)
     shift = st.tuples(st.integers(0, 2 * (height // 8)), st.integers(0, 2 * (width // 8)), st.integers(0, 1))
     shifts = choose.draw(st.lists(shift, min_size=3, max_size=3), "shifts")
-    result = pipeline.shift_and_flip(tf.constant(images), tf.constant(shifts)).numpy()
+    result = crops.shift_and_flip(tf.constant(images), tf.constant(shifts)).numpy()
     for image, (top, left, flip), found in zip(images, shifts, result, strict=True):
         padded = np.pad(image, ((height // 8,) * 2, (width // 8,) * 2, (0, 0)))
         window = padded[top : top + height, left : left + width]
@@ -145,20 +146,20 @@ def test_shift_and_flip_is_pad_cut_and_reverse(choose: st.DataObject) -> None:
 
 
 def test_shifts_reach_every_place_about_equally_often() -> None:
-    numbers = pipeline._random_numbers(seed=5, epoch=7, stream=1, examples=20_000, count=3)
-    shifts = pipeline._shifts(numbers, (32, 16), flip=True)
+    numbers = order.random_numbers(seed=5, epoch=7, stream=1, examples=20_000, count=3)
+    shifts = crops.draw_shifts(numbers, (32, 16), flip=True)
     for column, places in enumerate((9, 5, 2)):
         counts = np.bincount(shifts[:, column], minlength=places)
         assert len(counts) == places
         np.testing.assert_allclose(counts / 20_000, 1 / places, atol=0.015)
-    assert not pipeline._shifts(numbers, (32, 16), flip=False)[:, 2].any()
+    assert not crops.draw_shifts(numbers, (32, 16), flip=False)[:, 2].any()
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
 def test_random_window_lies_in_the_image(height: int, width: int, seed: int, other_seed: int) -> None:
     seeds = tf.constant([seed, other_seed], tf.int64)
-    (top, left, rows, columns), _ = pipeline.random_window(tf.constant(float(height)), tf.constant(float(width)), seeds)
+    (top, left, rows, columns), _ = crops.random_window(tf.constant(float(height)), tf.constant(float(width)), seeds)
     assert 0 <= top <= height - rows
     assert 0 <= left <= width - columns
     assert rows >= 1
@@ -179,7 +180,7 @@ def test_random_window_is_distributed_as_in_torchvision() -> None:
     windows, flips = next(
         iter(
             tf.data.Dataset.range(10_000)
-            .map(lambda i: pipeline.random_window(tf.constant(400.0), tf.constant(500.0), tf.stack([i, 9 * i])))
+            .map(lambda i: crops.random_window(tf.constant(400.0), tf.constant(500.0), tf.stack([i, 9 * i])))
             .batch(10_000)
         )
     )
@@ -197,7 +198,7 @@ def test_random_window_is_distributed_as_in_torchvision() -> None:
 
 
 def test_a_random_window_of_a_very_long_image_is_central() -> None:
-    window, _ = pipeline.random_window(tf.constant(10.0), tf.constant(1000.0), tf.constant([1, 2], tf.int64))
+    window, _ = crops.random_window(tf.constant(10.0), tf.constant(1000.0), tf.constant([1, 2], tf.int64))
     top, left, rows, columns = window.numpy()
     assert (rows, columns) == (10, 13)  # the ratio 4/3
     assert (top, left) == (0, 494)
@@ -213,8 +214,8 @@ def test_jpeg_windows_are_those_of_the_decoded_image(tmp_path: Path) -> None:
         np.testing.assert_allclose(restore(images[0]), flat[:16, :16], atol=4)
     content = tf.io.read_file(str(tmp_path / "flat.jpg"))
     seed = tf.constant([4, 5], tf.int64)
-    short, flip = pipeline._read_window(content, seed)
-    long, other_flip = pipeline._cut_window(pipeline.decode_image(content), seed)
+    short, flip = crops.read_window(content, seed)
+    long, other_flip = crops.cut_window(decode_image(content), seed)
     assert short.shape == long.shape
     assert bool(flip) == bool(other_flip)
 
