@@ -6,7 +6,7 @@ Example, a few minutes on a CPU:
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -27,11 +27,18 @@ VARIANT = flags.DEFINE_string("variant", None, "Size within the family; without 
 IMAGE_SIZE = flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the variant's.")
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads; without it, the variant's.", lower_bound=1)
 HEAD_DIM = flags.DEFINE_integer("head_dim", None, "Channels of a head instead of their number.", lower_bound=1)
-DISTILLED = flags.DEFINE_bool("distilled", False, "Add the distillation head, which learns the labels too.")
+DISTILLED = flags.DEFINE_bool("distilled", False, "Add a distillation head; without a teacher it learns the labels.")
+TEACHER = flags.DEFINE_string("teacher", None, "Keras model that the distillation head learns from: .keras or a run.")
 START_FROM = flags.DEFINE_string("start_from", None, "Initial weights: .pth, .safetensors, .keras or a run.")
 ATTENTION = cli.define_attention("Kind of attention")
 RECIPE = flags.DEFINE_enum("recipe", "quickstart", list(training.RECIPES), "Every field of it is a flag too.")
-STRATEGY = flags.DEFINE_enum("strategy", "one", training.STRATEGIES, "One device, or all of this machine.")
+STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "one",
+    training.STRATEGIES,
+    "One device, all of this machine, several machines (TF_CONFIG, SLURM), a TPU.",
+)
+TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU; without it that of this machine.")
 LOGICAL_DEVICES = flags.DEFINE_integer("logical_devices", None, "Split the CPU into so many devices.", lower_bound=1)
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Gets the logs, checkpoints, results and model.", required=True)
 LOG_EVERY = flags.DEFINE_integer("log_every", 50, "Steps between two log lines.")
@@ -69,8 +76,8 @@ def evaluate(dataset: data.Dataset, strategy: tf.distribute.Strategy, batch_size
     print(f"{OUTPUT_DIR.value}: {scores} on {result.count} images of {dataset.name}")
 
 
-def model_arguments() -> dict[str, Any]:
-    """What the flags say of the model, as it stands in run.json and results.json; flags that were not given are absent.
+def model_arguments(recipe: training.Recipe) -> dict[str, Any]:
+    """What recipe and flags say of the model, as run.json and results.json have it; without flags that are not given.
 
     Raises:
         UserError: the family cannot be distilled.
@@ -83,9 +90,9 @@ def model_arguments() -> dict[str, Any]:
     }
     if HEAD_DIM.value is not None:
         arguments["head_dim"] = HEAD_DIM.value
-    if DISTILLED.value:
-        if not family.has_distillation:
-            raise UserError(f"--distilled does not go with --model={MODEL.value}, which has one head.")
+    if DISTILLED.value and not family.has_distillation:
+        raise UserError(f"--distilled does not go with --model={MODEL.value}, which has one head.")
+    if DISTILLED.value or (recipe.distillation != "none" and family.has_distillation):
         arguments["distilled"] = True
     return arguments
 
@@ -106,6 +113,24 @@ def build_model(classes: int, drop_path: float, replicas: int, arguments: dict[s
     return model
 
 
+def build_teacher(classes: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The teacher of the flags."""
+    return training.make_teacher(training.load_teacher(TEACHER.value, classes))
+
+
+def weights_identity(flag: str, path: str) -> str:
+    """16 hexadecimal digits that tell the weights in a file, or in a run's directory, apart.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    file = files.user_path(path)
+    file = file / "model.keras" if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"--{flag}={path}: there is no file {file}.")
+    return files.sha256(file)[:16]
+
+
 def started_from(path: str) -> tuple[str, bool]:
     """16 hexadecimal digits that tell the weights of --start_from apart, and whether they are still to be read.
 
@@ -117,31 +142,50 @@ def started_from(path: str) -> tuple[str, bool]:
     output = files.user_path(OUTPUT_DIR.value)
     run = files.read_json(output / "run.json") if (output / "run.json").is_file() else {}
     earlier = run.get("model", {}).get("started_from") if any((output / "checkpoints").glob("step_*.json")) else None
-    file = files.user_path(path)
-    file = file / "model.keras" if file.is_dir() else file
-    if file.is_file():
-        found = files.sha256(file)[:16]
-        return found, found != earlier
-    if earlier:
-        return earlier, False
-    raise UserError(f"--start_from={path}: there is no file {file}.")
+    try:
+        found = weights_identity("start_from", path)
+    except UserError:
+        if earlier:
+            return earlier, False
+        raise
+    return found, found != earlier
+
+
+def check_teacher(recipe: training.Recipe) -> None:
+    """Whether recipe and --teacher go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    if recipe.distillation != "none" and not TEACHER.value:
+        raise UserError(
+            f"The recipe has distillation={recipe.distillation}: give the model to learn from with --teacher, or "
+            "--distillation=none."
+        )
+    if recipe.distillation == "none" and TEACHER.value:
+        raise UserError("--teacher is there but nothing learns from it: add --distillation=hard.")
 
 
 def main(_: Sequence[str]) -> None:
     """Trains or evaluates as the flags say."""
-    arguments = model_arguments()
     cli.image_size(IMAGE_SIZE.value)  # complains before anything is loaded
-    identity, to_read = {"family": MODEL.value, **arguments}, False
-    if START_FROM.value and not EVALUATE_ONLY.value:
-        identity["started_from"], to_read = started_from(START_FROM.value)
+    to_read = False
     try:
+        overrides = {name: flag.value for name, flag in OVERRIDES.items() if flag.value is not None}
+        recipe = training.make_recipe(RECIPE.value, **overrides)
+        arguments = model_arguments(recipe)
+        identity = {"family": MODEL.value, **arguments}
+        if not EVALUATE_ONLY.value:
+            check_teacher(recipe)
+            if START_FROM.value:
+                identity["started_from"], to_read = started_from(START_FROM.value)
+            if TEACHER.value:
+                identity["teacher"] = weights_identity("teacher", TEACHER.value)
         if LOGICAL_DEVICES.value:
             training.make_logical_cpu_devices(LOGICAL_DEVICES.value)
         if DETERMINISTIC.value:
             tf.config.experimental.enable_op_determinism()
-        overrides = {name: flag.value for name, flag in OVERRIDES.items() if flag.value is not None}
-        recipe = training.make_recipe(RECIPE.value, **overrides)
-        strategy = training.make_strategy(STRATEGY.value)
+        strategy = training.make_strategy(STRATEGY.value, TPU.value)
         dataset = load_dataset()
         if EVALUATE_ONLY.value:
             evaluate(dataset, strategy, recipe.batch_size)
@@ -165,11 +209,13 @@ def main(_: Sequence[str]) -> None:
             model_config=identity,
             cadence=cadence,
             jit_compile=JIT_COMPILE.value,
+            build_teacher=(lambda: build_teacher(len(dataset.class_names))) if TEACHER.value else None,
         )
     except training.TrainingInterrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_status)
-    print(f"top-1 {results['top1']:.2%}, loss {results['loss']:.4f} on {results['images']} test images")
+    if training.Workers(strategy).is_chief:
+        print(f"top-1 {results['top1']:.2%}, loss {results['loss']:.4f} on {results['images']} test images")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from keras_models.command_line import define_check_flags
 from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
-from mobiatt_tf.training.evaluate import class_count
+from mobiatt_tf.training.evaluator import class_count
 
 # Name of the package, its precision and its weights.
 VARIANTS: dict[str, tuple[str, str]] = {

@@ -14,7 +14,7 @@ from coreml import package
 from coreml.lowering import INPUT, PROBABILITIES, lower
 from coreml.tools import SPECIFICATION_VERSIONS, coremltools, quiet, target, writing
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.training.evaluate import class_count
+from mobiatt_tf.training.evaluator import class_count
 
 PRECISIONS = ("float16", "float32")
 

@@ -25,7 +25,7 @@ from coreml.tools import SPECIFICATION_VERSIONS
 from keras_models.command_line import define_check_flags, define_model_flags, model_from_flags
 from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.training.evaluate import class_count
+from mobiatt_tf.training.evaluator import class_count
 
 _GOLDEN_IMAGES = 4
 _GRAPH_IMAGES = 8  # on which the program is checked in float32, before its precision is reduced

@@ -28,7 +28,7 @@ from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.lean import lean
 from mobiatt_tf.models import load_trained, rebuild
 from mobiatt_tf.training.checkpoints import locked
-from mobiatt_tf.training.evaluate import class_count
+from mobiatt_tf.training.evaluator import class_count
 from tflite import comparison, convert, export, inspect
 from tflite.comparison import FAKE_QUANT, FLOAT, Row
 from tflite.verify import FileRunner

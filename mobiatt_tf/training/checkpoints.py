@@ -20,6 +20,7 @@ from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.training.disk import disk_errors
 from mobiatt_tf.training.ema import WeightAverage
+from mobiatt_tf.training.recipes import Recipe
 
 _MANIFEST = re.compile(r"step_\d{9,}\.json")
 # TensorFlow's files of a checkpoint; then the directory in which it gathers them, and atomic_path's temporary manifest.
@@ -30,6 +31,7 @@ _TEMPORARY = re.compile(r"step_\d{9,}_temp.*|\.step_\d{9,}\.\d+\.partial\.json")
 _OUTPUTS = (
     "checkpoints",
     "curves.png",
+    "failed_step.json",
     "log.jsonl",
     "model.keras",
     "results.json",
@@ -242,6 +244,9 @@ def check_same_run(directory: Path, run: dict[str, Any]) -> None:
     known = files.read_json(path)
     if known == run:
         return
+    if isinstance(known, dict) and isinstance(known.get("recipe"), dict):
+        # Fields that a later version has added were off before.
+        known["recipe"] = {**{name: run["recipe"][name] for name in _added_fields(run)}, **known["recipe"]}
     before, now = _flatten(known), _flatten(run)
     differing = [
         f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
@@ -255,6 +260,12 @@ def check_same_run(directory: Path, run: dict[str, Any]) -> None:
             "Use the same settings to resume it, or another output directory to start a new run."
         )
     files.write_json(path, run)
+
+
+def _added_fields(run: dict[str, Any]) -> list[str]:
+    """Fields of the recipe that have their default value: in these, a recipe that lacks them is the same."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    return [name for name, value in run["recipe"].items() if name in defaults and defaults[name] == value]
 
 
 def _holds_something(path: Path) -> bool:

@@ -1,9 +1,11 @@
-"""AdamW with warm-up and cosine, and the variables that are spared from weight decay."""
+"""AdamW with warm-up and cosine, a learning rate for each layer, and the variables spared from weight decay."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from mobiatt_tf.training.layer_decay import layer_scales
 from mobiatt_tf.training.recipes import Recipe
 
 _SPARED = (
@@ -45,10 +47,24 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.sche
 
 
 class AdamW(keras.optimizers.AdamW):
-    """Keras' AdamW for gradients that have been summed over the devices already.
+    """Keras' AdamW for gradients that have been summed over the devices already, with scaled learning rates.
 
-    Keras' own sums them itself, but clips by norm before: every device would clip its own share of the gradient.
+    Keras' own sums them itself, but clips by norm before: every device would clip its own share of the gradient. And it
+    has one learning rate, where PyTorch's parameter groups scale the steps of a variable and its weight decay alike.
     """
+
+    scales: Sequence[float] | None = None  # of the variables it is built on, in their order; None: 1 for all
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if self.scales is not None:
+            learning_rate = learning_rate * self.scales[self._get_variable_index(variable)]
+        if self._use_weight_decay(variable):
+            rate = keras.ops.cast(learning_rate, variable.dtype)
+            self.assign_sub(variable, variable * keras.ops.cast(self.weight_decay, variable.dtype) * rate)
+        super().update_step(gradient, variable, learning_rate)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: `update_step` does it, where the variable's learning rate is known."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         return grads_and_vars
@@ -57,7 +73,11 @@ class AdamW(keras.optimizers.AdamW):
 def make_optimizer(recipe: Recipe, steps_per_epoch: int, model: keras.Model) -> AdamW:
     """AdamW (betas .9 and .999, epsilon 1e-8 as in PyTorch and timm), built on the model's trainable variables.
 
-    Call it under the strategy's scope.
+    Keras adds epsilon before the bias correction, PyTorch after it: in the first steps the two differ for gradients
+    that are themselves near epsilon. Call it under the strategy's scope.
+
+    Raises:
+        ValueError: `layer_decay` is not 1 and the model is not one of `keras_models`.
     """
     optimizer = AdamW(
         learning_rate=make_schedule(recipe, steps_per_epoch), weight_decay=recipe.weight_decay, epsilon=1e-8
@@ -65,4 +85,6 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, model: keras.Model) -> 
     spared = [variable for variable in model.trainable_variables if not is_decayed(variable.path, len(variable.shape))]
     optimizer.exclude_from_weight_decay(var_list=spared)
     optimizer.build(model.trainable_variables)
+    if recipe.layer_decay != 1:
+        optimizer.scales = layer_scales([variable.path for variable in model.trainable_variables], recipe.layer_decay)
     return optimizer

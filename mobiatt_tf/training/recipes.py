@@ -3,9 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 
-from mobiatt_tf.data import AUGMENTATIONS
+from mobiatt_tf.augment import Augmentation
 
 PRECISIONS = ("float32", "mixed_bfloat16")
+DISTILLATIONS = ("none", "hard")
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,24 @@ class Recipe:
         warmup_learning_rate: value at step 0 of the warm-up.
         minimum_learning_rate: value at the end of the cosine.
         weight_decay: AdamW's decoupled decay, times the learning rate; `optimizer.is_decayed` says what is spared.
+        layer_decay: factor in (0, 1] on the learning rate from each block to the one before it; 1: the same for all.
         label_smoothing: probability mass in [0, 1) taken from the label and spread evenly over all classes.
         ema_decay: decay in [0, 1) of the averaged weights, which are the ones evaluated and saved; 0 turns them off.
         ema_warmup: uses min(ema_decay, (1 + t) / (10 + t)) at step t, so that a short run does not average its start.
         clip_norm: largest global norm of the gradient; 0 does not clip.
+        adaptive_clip: largest norm of a unit's gradient over the norm of its weights; 0 does not clip.
+        accumulation: parts that a step's batch is computed in, one after the other, to fit into memory.
         drop_path: rate of stochastic depth. It belongs to the model: whoever builds the model passes it on.
-        augmentation: what `mobiatt_tf.data.train_batches` does to the training images.
+        augmentation: crop and flip, see `mobiatt_tf.augment.Augmentation`, as are the next seven.
+        rand_augment: as timm writes it, such as "rand-m9-mstd0.5-inc1"; "" is off.
+        color_jitter: strength of brightness, contrast and saturation jitter; 0 is off.
+        erasing: probability of random erasing.
+        mixup: parameter of mixup's Beta distribution; 0 is off.
+        cutmix: parameter of CutMix's Beta distribution; 0 is off.
+        cutmix_share: probability of CutMix where both are on.
+        repeats: how often an image appears in its epoch (repeated augmentation), out of 1 / repeats of the images.
+        distillation: "none", or "hard": the distillation head learns what a teacher says.
+        distillation_share: part of the loss that the teacher has, in [0, 1].
         precision: "float32", or "mixed_bfloat16" (bfloat16 arithmetic, float32 weights, loss and softmax).
         seed: of the initial weights, the order of the data, the augmentation, dropout and stochastic depth.
     """
@@ -37,12 +50,24 @@ class Recipe:
     warmup_learning_rate: float = 1e-6
     minimum_learning_rate: float = 1e-5
     weight_decay: float = 0.05
+    layer_decay: float = 1.0
     label_smoothing: float = 0.1
     ema_decay: float = 0.0
     ema_warmup: bool = True
     clip_norm: float = 0.0
+    adaptive_clip: float = 0.0
+    accumulation: int = 1
     drop_path: float = 0.0
     augmentation: str = "none"
+    rand_augment: str = ""
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    cutmix_share: float = 0.5
+    repeats: int = 1
+    distillation: str = "none"
+    distillation_share: float = 0.5
     precision: str = "float32"
     seed: int = 0
 
@@ -55,6 +80,9 @@ class Recipe:
             ("minimum_learning_rate", 0, self.learning_rate),
             ("weight_decay", 0, None),
             ("clip_norm", 0, None),
+            ("adaptive_clip", 0, None),
+            ("accumulation", 1, self.batch_size),
+            ("distillation_share", 0, 1),
             ("seed", 0, 2**31 - 1),
         ):
             value = getattr(self, name)
@@ -66,24 +94,73 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
-        for name, allowed in (("augmentation", AUGMENTATIONS), ("precision", PRECISIONS)):
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
+        for name, allowed in (("precision", PRECISIONS), ("distillation", DISTILLATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
+        self.image_augmentation()  # complains of its own fields
 
+    def image_augmentation(self) -> Augmentation:
+        """What happens to the training images."""
+        return Augmentation(
+            crop=self.augmentation,
+            rand_augment=self.rand_augment,
+            color_jitter=self.color_jitter,
+            erasing=self.erasing,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            cutmix_share=self.cutmix_share,
+            repeats=self.repeats,
+        )
+
+
+# DeiT's augmentation, which PVTv2 and EfficientFormerV2 took over (main.py and augment of facebookresearch/deit). Its
+# colour jitter of .4 (.3 since 2022) does nothing: timm leaves it out wherever RandAugment is on.
+_DEIT = Recipe(
+    epochs=300,
+    batch_size=1024,
+    learning_rate=1e-3,  # 5e-4 for 512 images
+    ema_decay=0.99996,
+    drop_path=0.1,
+    augmentation="resized_crop",
+    rand_augment="rand-m9-mstd0.5-inc1",
+    erasing=0.25,
+    mixup=0.8,
+    cutmix=1.0,
+    repeats=3,
+)
 
 RECIPES: dict[str, Recipe] = {
     # ImageNet-1k as the Mobile-Attention paper trains: AdamW, 300 epochs, batch 2048, learning rate 1e-3, cosine.
-    # The paper leaves the rest open; it is taken from DeiT's published recipe (main.py of facebookresearch/deit):
-    # warm-up of 5 epochs from 1e-6, minimum 1e-5, weight decay .05, label smoothing .1, drop path .1, no clipping.
-    # DeiT's average of .99996 at batch 1024 is .99992 at batch 2048, the same horizon in epochs. Not part of it yet:
-    # RandAugment, mixup, CutMix, random erasing, repeated augmentation, distillation.
-    "paper": Recipe(
-        epochs=300,
-        batch_size=2048,
-        learning_rate=1e-3,
-        ema_decay=0.99992,
-        drop_path=0.1,
-        augmentation="resized_crop",
+    # The paper leaves the rest open; it is taken from DeiT. DeiT's average of .99996 at batch 1024 is .99992 at batch
+    # 2048, the same horizon in epochs.
+    "paper": dataclasses.replace(_DEIT, batch_size=2048, ema_decay=0.99992),
+    "deit": _DEIT,
+    # main.py of whai362/PVT: DeiT without the average. b3 to b5 also have clip_norm=1 and drop_path=.3.
+    "pvt_v2": dataclasses.replace(_DEIT, ema_decay=0.0),
+    # main.py of snap-research/EfficientFormer: learning rate 1e-3 for 1024 images, adaptive clipping, a teacher
+    # (RegNetY-16GF: --teacher). drop_path is 0 for s0 and s1, .02 for s2, .1 for l.
+    "efficientformer_v2": dataclasses.replace(
+        _DEIT,
+        warmup_learning_rate=1e-5,
+        weight_decay=0.025,
+        adaptive_clip=0.01,
+        drop_path=0.0,
+        distillation="hard",
+    ),
+    # From a trained model to another image size or dataset: 30 epochs of small steps without weight decay to speak of,
+    # as DeiT goes from 224 to 384 pixels (its README), but with a cosine, and smaller steps for the earlier blocks
+    # (BEiT, section 3.2 of arXiv 2106.08254; .75 is its value for the base model).
+    "fine_tune": dataclasses.replace(
+        _DEIT,
+        epochs=30,
+        batch_size=512,
+        learning_rate=5e-5,
+        minimum_learning_rate=1e-6,
+        weight_decay=1e-8,
+        layer_decay=0.75,
+        ema_decay=0.9999,
     ),
     # About three minutes on two CPU cores for the quickstart model on Fashion-MNIST: too few epochs to need
     # augmentation; steps are worth more than large batches.

@@ -144,6 +144,7 @@ def _mirrored_step(directory: Path) -> None:
     from mobiatt_tf.training.optimizer import make_optimizer
     from mobiatt_tf.training.step import make_run_steps
     from mobiatt_tf.training.strategy import distribute
+    from tests.training.small import spread
 
     training.make_logical_cpu_devices(2)
     strategy = training.make_strategy("mirrored")
@@ -158,7 +159,7 @@ def _mirrored_step(directory: Path) -> None:
         before, values = ranges_of(model), values_of(model)
         recipe = training.Recipe(epochs=1, batch_size=4, learning_rate=1e-2, warmup_epochs=0.0, ema_decay=0.0)
         run_steps = make_run_steps(model, make_optimizer(recipe, 1, model), None, recipe, strategy)
-        batches = tf.data.Dataset.from_tensors((pixels, np.arange(4, dtype="int32") % CLASSES))
+        batches = spread(pixels, np.arange(4, dtype="int32") % CLASSES)
         loss = run_steps(distribute(strategy, batches), tf.constant(1))
         copies = {
             weight.path: [to_numpy(copy).tolist() for copy in strategy.experimental_local_results(weight.value)]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from mobiatt_tf import data, training
+from mobiatt_tf.errors import UserError
 from mobiatt_tf.training.optimizer import make_optimizer
 from mobiatt_tf.training.step import make_run_steps
-from mobiatt_tf.training.strategy import distribute
+from mobiatt_tf.training.strategy import MakeBatches, distribute
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 3
@@ -52,18 +54,29 @@ def recipe(**changes: int | float | bool | str) -> training.Recipe:
     return training.Recipe(**values)  # type: ignore[arg-type]
 
 
+def spread(images: Any, labels: Any, steps: int = 1) -> MakeBatches:
+    """`steps` times the same batch, in equal shares for the devices: what `distribute` takes."""
+
+    def make_batches(count: int, replicas: Sequence[int]) -> tf.data.Dataset:
+        shares = [np.split(np.asarray(array), count) for array in (images, labels)]
+        elements = tuple(np.stack([share[replica] for replica in replicas]) for share in shares)
+        return tf.data.Dataset.from_tensor_slices(elements).repeat(steps)
+
+    return make_batches
+
+
 def read_lines(directory: Path) -> list[dict[str, Any]]:
     """The log's lines without what differs from run to run: the speed."""
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
-def start(action: str, directory: Path) -> subprocess.Popen[str]:
+def start(action: str, directory: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Starts an action of this module in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.small", action, str(directory)],
         cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,9 +113,46 @@ def _mirrored_run(directory: Path) -> None:
             training.make_strategy(strategy_name),
             cadence=training.Cadence(log_every=1),
         )
+    for name, strategy_name in (("one", "one"), ("two", "mirrored")):
+        _by(strategy_name, directory / f"{name}_everything")
+        _by(strategy_name, directory / f"{name}_bfloat16", precision="mixed_bfloat16")
     gradients = {name: _first_gradients(training.make_strategy(name)) for name in ("one", "mirrored")}
     (directory / "gradients.json").write_text(json.dumps({**gradients, "tape": _tape_gradients()}))
     (directory / "masks.json").write_text(json.dumps(_dropout_masks(training.make_strategy("mirrored"))))
+
+
+_EVERYTHING: dict[str, Any] = {
+    "accumulation": 2,
+    "adaptive_clip": 0.05,
+    "augmentation": "flip_crop",
+    "clip_norm": 1.0,
+    "cutmix": 1.0,
+    "erasing": 0.25,
+    "mixup": 0.8,
+    "repeats": 2,
+}
+
+
+def _by(strategy: str, directory: Path, steps: int = 20, **changes: Any) -> None:
+    """A run with all that a recipe can switch on and that draws nothing for each device."""
+    training.train(
+        make_model,
+        make_dataset(train=8 * steps, test=23),
+        recipe(epochs=2, batch_size=16, **{**_EVERYTHING, **changes}),
+        directory,
+        training.make_strategy(strategy),
+        cadence=training.Cadence(log_every=1 if steps == 20 else 7, checkpoint_steps=40),
+    )
+
+
+def _workers_by_index(directory: Path) -> None:
+    """Workers that were started with seeds of their own."""
+    _by("multi_worker", directory, seed=json.loads(os.environ["TF_CONFIG"])["task"]["index"])
+
+
+def _long_workers(directory: Path) -> None:
+    tf.config.experimental.enable_op_determinism()
+    _by("multi_worker", directory, steps=200)
 
 
 def _first_batch() -> tuple[tf.Tensor, tf.Tensor]:
@@ -123,7 +173,7 @@ def _first_gradients(strategy: tf.distribute.Strategy) -> list[list[float]]:
         settings = recipe(batch_size=16)
         optimizer = make_optimizer(settings, 6, model)
         run_steps = make_run_steps(model, optimizer, None, settings, strategy)
-        run_steps(distribute(strategy, tf.data.Dataset.from_tensors(_first_batch())), tf.constant(1))
+        run_steps(distribute(strategy, spread(*_first_batch())), tf.constant(1))
         return [(moment.numpy() / (1 - optimizer.beta_1)).ravel().tolist() for moment in optimizer._momentums]
 
 
@@ -161,8 +211,7 @@ def _dropout_masks(strategy: tf.distribute.Strategy) -> list[list[list[int]]]:
         model = keras.Model(images, keras.layers.Dense(CLASSES)(x))
         settings = recipe(batch_size=2)
         run_steps = make_run_steps(model, make_optimizer(settings, 6, model), None, settings, strategy)
-        batches = tf.data.Dataset.from_tensors((tf.ones((2, 8, 8, 3)), tf.zeros(2, tf.int32))).repeat()
-        iterator = distribute(strategy, batches)
+        iterator = distribute(strategy, spread(tf.ones((2, 8, 8, 3)), tf.zeros(2, tf.int32), steps=3))
         for _ in range(3):
             run_steps(iterator, tf.constant(1))
             copies = strategy.experimental_local_results(record.seen.value)
@@ -170,10 +219,23 @@ def _dropout_masks(strategy: tf.distribute.Strategy) -> list[list[list[int]]]:
     return masks
 
 
+_ACTIONS: dict[str, Callable[[Path], None]] = {
+    "long": _long_run,
+    "mirrored": _mirrored_run,
+    "alone": lambda directory: _by("one", directory),
+    "workers": lambda directory: _by("multi_worker", directory),
+    "long_workers": _long_workers,
+    "workers_by_index": _workers_by_index,
+}
+
+
 def _main() -> None:
     action, directory = sys.argv[1:]
     try:
-        {"long": _long_run, "mirrored": _mirrored_run}[action](Path(directory))
+        _ACTIONS[action](Path(directory))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
     except training.TrainingInterrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_status)

@@ -285,6 +285,41 @@ def test_diverging_run_names_step_and_checkpoint(tmp_path: Path) -> None:
     assert not list((tmp_path / "checkpoints").glob("*12*"))
 
 
+def test_the_images_of_a_failed_step_are_named(tmp_path: Path) -> None:
+    """Steps of 16 images, shown twice each: step 10 is the fourth of the second epoch."""
+    dataset, recipe = small.make_dataset(), small.recipe(repeats=2)
+    with pytest.raises(UserError, match=r"loss of step 10 is nan; its images are image \d+, .* and 11 more \(all in "):
+        training.train(
+            _poisoned_after(9), dataset, recipe, tmp_path, training.make_strategy("one"), show_progress=False
+        )
+    failed = json.loads((tmp_path / "failed_step.json").read_text())
+    assert (failed["step"], failed["loss"], len(failed["images"]), len(set(failed["images"]))) == (10, "nan", 16, 8)
+    batches = data.train_batches(
+        dataset.train,
+        image_size=(8, 8),
+        batch_size=16,
+        seed=recipe.seed,
+        epoch=1,
+        augmentation=recipe.image_augmentation(),
+    )
+    _, labels = list(batches)[3]
+    numbers = [int(name.removeprefix("image ")) for name in failed["images"]]
+    assert dataset.train.labels[numbers].tolist() == labels.numpy().tolist()
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its recipe lacks the fields that were added since; off, they change nothing."""
+    run(tmp_path, epochs=1, warmup_epochs=0.5)
+    known = json.loads((tmp_path / "run.json").read_text())
+    for added in ("mixup", "layer_decay", "distillation"):
+        del known["recipe"][added]
+    (tmp_path / "run.json").write_text(json.dumps(known))
+    run(tmp_path, epochs=1, warmup_epochs=0.5)
+    (tmp_path / "run.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match=r"recipe.mixup: absent there, 0.5 now"):
+        run(tmp_path, epochs=1, warmup_epochs=0.5, mixup=0.5)
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class _NaNAfter(keras.layers.Layer):
     """Passes its input on; from training call number `steps` + 1 on it is NaN."""

@@ -24,12 +24,19 @@ def losses(directory: Path) -> np.ndarray:
     return np.array([line["loss"] for line in small.read_lines(directory) if line["kind"] == "train"])
 
 
-@pytest.mark.parametrize("suffix", ["", "_clipped"])
+@pytest.mark.parametrize("suffix", ["", "_clipped", "_everything"])
 def test_losses_are_those_of_one_device(runs: Path, suffix: str) -> None:
     one, two = losses(runs / f"one{suffix}"), losses(runs / f"two{suffix}")
     assert len(one) == 20
     assert one[-1] < one[0]
     np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def test_bfloat16_differs_by_its_rounding_alone(runs: Path) -> None:
+    """Each device rounds its own share of a gradient to 8 bits, so that only the first losses are the same."""
+    one, two = losses(runs / "one_bfloat16"), losses(runs / "two_bfloat16")
+    assert abs(two[0] - one[0]) < 1e-5
+    np.testing.assert_allclose(two, one, rtol=2**-8)
 
 
 @pytest.mark.parametrize("name", ["one", "mirrored"])

@@ -20,7 +20,7 @@ from tests.training import small
 def test_unknown_names_list_what_is_allowed() -> None:
     with pytest.raises(ValueError, match="allowed are one, mirrored"):
         training.make_strategy("two")
-    with pytest.raises(ValueError, match="allowed are paper, quickstart"):
+    with pytest.raises(ValueError, match="allowed are paper, deit, pvt_v2, efficientformer_v2, fine_tune, quickstart"):
         training.make_recipe("newspaper")
     with pytest.raises(ValueError, match=r"no field epoch; its fields are epochs"):
         training.make_recipe("paper", epoch=3)
@@ -39,6 +39,11 @@ def test_unknown_names_list_what_is_allowed() -> None:
         {"minimum_learning_rate": 1.0},
         {"precision": "float16"},
         {"augmentation": "bogus"},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.1},
+        {"adaptive_clip": -0.1},
+        {"distillation": "soft"},
+        {"distillation_share": 1.1},
     ],
 )
 def test_recipe_refuses(change: dict[str, float]) -> None:

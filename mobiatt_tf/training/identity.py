@@ -1,0 +1,108 @@
+"""What makes two processes parts of one run, and whether model, data and devices fit together."""
+
+import dataclasses
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from mobiatt_tf import data, files
+from mobiatt_tf.errors import UserError
+from mobiatt_tf.training.evaluator import class_count
+from mobiatt_tf.training.recipes import Recipe
+
+
+def steps_per_epoch(dataset: data.Dataset, recipe: Recipe, strategy: tf.distribute.Strategy) -> int:
+    """Steps of one epoch; the images that do not fill a last batch are left out (others in each epoch).
+
+    Raises:
+        ValueError: the batch does not divide over the devices and the parts of accumulation, or is larger than the
+            training split.
+    """
+    replicas, parts = strategy.num_replicas_in_sync, recipe.accumulation
+    if recipe.batch_size % (replicas * parts):
+        split = f"{replicas} devices" + (f" in {parts} parts each" if parts > 1 else "")
+        raise ValueError(f"The batch of {recipe.batch_size} images cannot be split evenly over {split}.")
+    if recipe.image_augmentation().mixes and recipe.batch_size // (replicas * parts) % 2:
+        raise ValueError(
+            f"mixup and cutmix mix images in pairs: {recipe.batch_size // (replicas * parts)} images for a device "
+            "at a time is an odd number. Choose another batch_size."
+        )
+    return data.steps_per_epoch(dataset.train, recipe.batch_size)
+
+
+def check(model: keras.Model, dataset: data.Dataset, strategy: tf.distribute.Strategy, jit_compile: bool) -> None:
+    """Raises ValueError where model, data and devices do not fit together."""
+    if len(model.input_shape) != 4 or None in model.input_shape[1:] or model.input_shape[3] != 3:
+        raise ValueError(
+            f"The model takes {model.input_shape}; it must take (None, height, width, 3) with fixed numbers."
+        )
+    if class_count(model) != len(dataset.class_names):
+        raise ValueError(
+            f"The model has {class_count(model)} classes, the dataset {dataset.name} has {len(dataset.class_names)}."
+        )
+    if strategy.num_replicas_in_sync > 1:
+        norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+        if jit_compile and any(norm.synchronized for norm in norms):
+            raise ValueError(
+                "XLA cannot compile synchronized batch norm over several devices: set jit_compile to False."
+            )
+        if any(not norm.synchronized for norm in norms):
+            logging.warning(
+                "Batch norm sees one device's share of the batch, and the statistics of the first device are saved: "
+                "build the model with synchronized batch norm to get the results of one device."
+            )
+
+
+def identify(model: keras.Model, dataset: data.Dataset, recipe: Recipe, model_config: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for two processes to be parts of one run."""
+    return {
+        "recipe": dataclasses.asdict(recipe),
+        "dataset": {
+            "name": dataset.name,
+            "classes": len(dataset.class_names),
+            "train_images": len(dataset.train),
+            "test_images": len(dataset.test),
+            "fingerprint": fingerprint(dataset),
+        },
+        "model": {**model_config, "input_shape": list(model.input_shape[1:]), "parameters": model.count_params()},
+    }
+
+
+def fingerprint(dataset: data.Dataset) -> str:
+    """16 hexadecimal digits of SHA-256 over labels and pixels, or over labels and class, name and size of each file."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.test):
+        digest.update(split.labels.tobytes())
+        if split.images is not None:
+            digest.update(split.images.tobytes())
+        for name, label in zip(split.files or (), split.labels, strict=False):
+            path = Path(name)
+            entry = f"{dataset.class_names[label]}/{path.name} {path.stat().st_size}\n"
+            digest.update(entry.encode(errors="surrogateescape"))
+        if split.records is not None:
+            digest.update(split.records.fingerprint())
+    return digest.hexdigest()[:16]
+
+
+def finished_results(output_dir: Path, total_steps: int) -> dict[str, Any] | None:
+    """The results of a run that is complete: results.json of the last step, and beside it a whole model.keras."""
+    try:
+        results = files.read_json(output_dir / "results.json")
+    except UserError:  # missing or damaged: written anew
+        return None
+    whole = isinstance(results, dict) and results.get("step") == total_steps and _is_whole(output_dir / "model.keras")
+    return results if whole else None
+
+
+def _is_whole(archive: Path) -> bool:
+    """Whether the file is a zip archive in which every checksum is right."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.testzip() is None
+    except Exception:  # OSError, BadZipFile, NotImplementedError, zlib.error ...: as the damage has it
+        return False
