@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
+TEST_PROCESSES ?= 2
 QUICKSTART_MODEL := runs/quickstart/model.tflite
 
 .NOTPARALLEL:
@@ -29,7 +30,7 @@ check: dev ## ruff (rules and format) and mypy
 	$(VENV)/bin/python -m mypy
 
 pytest: dev | $(QUICKSTART_MODEL) ## every test, the slow ones too
-	$(VENV)/bin/python -m pytest --durations=40
+	$(VENV)/bin/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --durations=40
 
 bazel: dev | $(QUICKSTART_MODEL) ## build //..., test //tests/..., run //tflite:benchmark on the quickstart's model
 	@tools/run_bazel.sh "$(CURDIR)/$(VENV_PYTHON)" $(QUICKSTART_MODEL)
