@@ -18,7 +18,7 @@ from mobiatt_tf import cli, data, files, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
 
-DATASET = flags.DEFINE_string("dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, or a folder of images.")
+DATASET = flags.DEFINE_string("dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, tfds:NAME, or a folder of images or shards.")
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where downloads are kept.")
 LIMIT_TRAIN = flags.DEFINE_integer("limit_train", None, "Take only so many training images.", lower_bound=1)
 LIMIT_TEST = flags.DEFINE_integer("limit_test", None, "Take only so many test images.", lower_bound=1)

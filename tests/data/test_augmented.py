@@ -116,8 +116,8 @@ def test_grey_images_become_rgb(name: str) -> None:
 
 def test_element_spec_of_mixed_batches() -> None:
     batches = data.train_batches(
-        numbered(40), image_size=SIZE, batch_size=24, seed=0, epoch=0, augmentation=_AUGMENTATIONS["mixing"], classes=40,
-        replica_count=2, replicas=[1], parts=3,
+        numbered(40), image_size=SIZE, batch_size=24, seed=0, epoch=0, augmentation=_AUGMENTATIONS["mixing"],
+        classes=40, replica_count=2, replicas=[1], parts=3,
     )  # fmt: skip
     assert batches.element_spec == (tf.TensorSpec((12, *SIZE, 3), tf.float32), tf.TensorSpec((12, 40), tf.float32))
     assert batches.cardinality() == 1
