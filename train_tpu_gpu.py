@@ -18,7 +18,9 @@ from mobiatt_tf import cli, data, files, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
 
-DATASET = flags.DEFINE_string("dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, tfds:NAME, or a folder of images or shards.")
+DATASET = flags.DEFINE_string(
+    "dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, tfds:NAME, or a folder of images or shards."
+)
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where downloads are kept.")
 LIMIT_TRAIN = flags.DEFINE_integer("limit_train", None, "Take only so many training images.", lower_bound=1)
 LIMIT_TEST = flags.DEFINE_integer("limit_test", None, "Take only so many test images.", lower_bound=1)
@@ -151,12 +153,20 @@ def started_from(path: str) -> tuple[str, bool]:
     return found, found != earlier
 
 
-def check_teacher(recipe: training.Recipe) -> None:
-    """Whether recipe and --teacher go together.
+def check_flags(recipe: training.Recipe) -> None:
+    """Whether the flags go together.
 
     Raises:
         UserError: they do not.
     """
+    if TPU.value and STRATEGY.value != "tpu":
+        raise UserError(f"--tpu={TPU.value} does not go with --strategy={STRATEGY.value}; add --strategy=tpu.")
+    if LOGICAL_DEVICES.value and STRATEGY.value != "mirrored":
+        raise UserError("--logical_devices is for --strategy=mirrored.")
+    if EVALUATE_ONLY.value:
+        return
+    if RECIPE.value == "fine_tune" and not START_FROM.value:
+        raise UserError("--recipe=fine_tune takes small steps from weights that are good already: add --start_from.")
     if recipe.distillation != "none" and not TEACHER.value:
         raise UserError(
             f"The recipe has distillation={recipe.distillation}: give the model to learn from with --teacher, or "
@@ -175,8 +185,8 @@ def main(_: Sequence[str]) -> None:
         recipe = training.make_recipe(RECIPE.value, **overrides)
         arguments = model_arguments(recipe)
         identity = {"family": MODEL.value, **arguments}
+        check_flags(recipe)
         if not EVALUATE_ONLY.value:
-            check_teacher(recipe)
             if START_FROM.value:
                 identity["started_from"], to_read = started_from(START_FROM.value)
             if TEACHER.value:
@@ -214,6 +224,8 @@ def main(_: Sequence[str]) -> None:
     except training.TrainingInterrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_status)
+    except ValueError as error:  # model, data and devices do not go together
+        raise UserError(str(error)) from error
     if training.Workers(strategy).is_chief:
         print(f"top-1 {results['top1']:.2%}, loss {results['loss']:.4f} on {results['images']} test images")
 

@@ -47,7 +47,7 @@ VARIANTS: dict[str, Variant] = {
     "tiny": Variant(embed_dim=192, depth=12, num_heads=3),
     "small": Variant(embed_dim=384, depth=12, num_heads=6),
     "base": Variant(embed_dim=768, depth=12, num_heads=12),
-    # Not published: small enough to train in minutes on two cores, on 28 x 28 images (49 tokens).
+    # Not published: small enough to train in minutes on two cores, on 28 x 28 images (16 patches and the class token).
     "quickstart": Variant(embed_dim=64, depth=4, num_heads=4, patch_size=7, mlp_ratio=2, image_size=28),
 }
 

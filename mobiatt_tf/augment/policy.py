@@ -1,5 +1,6 @@
 """What happens to training images, as one frozen value."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -93,8 +94,8 @@ class Augmentation:
             ("mixup", float("inf")),
             ("cutmix", float("inf")),
         ):
-            if not 0 <= getattr(self, name) <= high:
-                limit = "at least 0" if high == float("inf") else "from 0 to 1"
+            if not (0 <= getattr(self, name) <= high and math.isfinite(getattr(self, name))):
+                limit = "a number of at least 0" if high == float("inf") else "from 0 to 1"
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {limit}.")
         if self.repeats < 1:
             raise ValueError(f"repeats is {self.repeats}; it must be at least 1.")

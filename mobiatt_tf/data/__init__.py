@@ -7,8 +7,9 @@ Example:
 """
 
 from mobiatt_tf.data.cache import cache_directory
+from mobiatt_tf.data.damage import first_unreadable
 from mobiatt_tf.data.dataset import Dataset, Split
-from mobiatt_tf.data.order import step_names, steps_per_epoch
+from mobiatt_tf.data.order import epoch_order, step_names, steps_per_epoch
 from mobiatt_tf.data.pipeline import (
     AUGMENTATIONS,
     IMAGENET_MEAN,
@@ -29,6 +30,8 @@ __all__ = [
     "Split",
     "cache_directory",
     "calibration_batches",
+    "epoch_order",
+    "first_unreadable",
     "load",
     "normalize",
     "step_names",

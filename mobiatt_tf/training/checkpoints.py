@@ -49,12 +49,14 @@ class Progress:
         log_bytes: length of log.jsonl at that moment; what was written later is dropped on resume.
         window_losses: losses of the steps since the last log line.
         train_seconds: time spent in training steps so far, over all processes.
+        devices: that shared a batch; 0 if that is not known.
     """
 
     step: int = 0
     log_bytes: int = 0
     window_losses: tuple[float, ...] = field(default=())
     train_seconds: float = 0.0
+    devices: int = 0
 
 
 class Checkpoints:

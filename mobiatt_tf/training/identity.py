@@ -32,6 +32,11 @@ def steps_per_epoch(dataset: data.Dataset, recipe: Recipe, strategy: tf.distribu
             f"mixup and cutmix mix images in pairs: {recipe.batch_size // (replicas * parts)} images for a device "
             "at a time is an odd number. Choose another batch_size."
         )
+    if recipe.repeats > max(recipe.batch_size // 2, 1):
+        raise ValueError(
+            f"repeats is {recipe.repeats}; with batches of {recipe.batch_size} images it must be at most "
+            f"{max(recipe.batch_size // 2, 1)}, so that a batch holds different images."
+        )
     return data.steps_per_epoch(dataset.train, recipe.batch_size)
 
 
@@ -45,6 +50,13 @@ def check(model: keras.Model, dataset: data.Dataset, strategy: tf.distribute.Str
         raise ValueError(
             f"The model has {class_count(model)} classes, the dataset {dataset.name} has {len(dataset.class_names)}."
         )
+    depthwise = any(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in model._flatten_layers())
+    if jit_compile and depthwise and model.dtype_policy.compute_dtype == "bfloat16" and not _has_accelerator():
+        # TensorFlow 2.21: "Seen floating point types of different precisions" in DepthwiseConv2dNativeBackpropInput.
+        raise ValueError(
+            "XLA cannot compile depthwise convolutions in bfloat16 on CPUs: set jit_compile to False, or precision to "
+            "float32."
+        )
     if strategy.num_replicas_in_sync > 1:
         norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
         if jit_compile and any(norm.synchronized for norm in norms):
@@ -56,6 +68,10 @@ def check(model: keras.Model, dataset: data.Dataset, strategy: tf.distribute.Str
                 "Batch norm sees one device's share of the batch, and the statistics of the first device are saved: "
                 "build the model with synchronized batch norm to get the results of one device."
             )
+
+
+def _has_accelerator() -> bool:
+    return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
 
 
 def identify(model: keras.Model, dataset: data.Dataset, recipe: Recipe, model_config: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +98,14 @@ def fingerprint(dataset: data.Dataset) -> str:
             digest.update(split.images.tobytes())
         for name, label in zip(split.files or (), split.labels, strict=False):
             path = Path(name)
-            entry = f"{dataset.class_names[label]}/{path.name} {path.stat().st_size}\n"
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise UserError(
+                    f"The image {path} can no longer be read ({error.strerror}). Put the file back and give the same "
+                    "command again."
+                ) from error
+            entry = f"{dataset.class_names[label]}/{path.name} {size}\n"
             digest.update(entry.encode(errors="surrogateescape"))
         if split.records is not None:
             digest.update(split.records.fingerprint())

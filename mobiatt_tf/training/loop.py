@@ -4,13 +4,14 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from mobiatt_tf import data, files
 from mobiatt_tf.errors import UserError
@@ -32,6 +33,15 @@ _CHUNK_SECONDS = 0.5  # between two looks at the clock and at the signals
 _SKIPPED = "skipped_files.txt"
 _FAILED_STEP = "failed_step.json"
 _NAMES_SHOWN = 5
+_STEPS_READ_AHEAD = 256
+# What TensorFlow raises for an image that is gone, cut off, or has a wrong checksum.
+_UNREADABLE = (
+    tf.errors.DataLossError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.OutOfRangeError,
+    tf.errors.PermissionDeniedError,
+)
 _PLOT_SECONDS = 60.0  # a picture takes a second, which may be more than an epoch does
 
 
@@ -83,7 +93,7 @@ def train(
 
     Under a strategy of several processes each of them calls this with the same arguments, and `output_dir` lies on a
     disk that all of them see. The first one (the chief) writes; all take the same steps, stop together and return the
-    same.
+    same but for the speed, which is the chief's to know.
 
     Args:
         build_model: makes a built model of images float32 [B, H, W, 3] to logits [B, classes]; called once, under the
@@ -183,6 +193,12 @@ class _Run:
                 f"The workers find checkpoints of different steps ({found}) in {self.output_dir}: the output directory "
                 "must lie on a disk that all of them share."
             )
+        if progress.devices not in (0, devices := self.strategy.num_replicas_in_sync):
+            logging.warning(
+                "The run was on %d devices and goes on with %d: dropout and drop path draw other masks from here on.",
+                progress.devices,
+                devices,
+            )
         return progress
 
     def finish(self, identity: dict[str, Any], show_progress: bool) -> dict[str, Any]:
@@ -245,7 +261,8 @@ class _Run:
         ]
         count = max(1, min(*left, self.next_count))
         start = time.monotonic()
-        losses = self.run_steps(iterator, tf.constant(count)).numpy().tolist()
+        with self._damage_named(self.dataset.train, self._coming_images):
+            losses = self.run_steps(iterator, tf.constant(count)).numpy().tolist()
         seconds = time.monotonic() - start
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -259,6 +276,28 @@ class _Run:
         self.window += losses
         self.train_seconds += seconds
         self.bar.advance(count, losses[-1])
+
+    @contextlib.contextmanager
+    def _damage_named(self, split: data.Split, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
+        """Names the image that could be read when the run began and cannot be read now."""
+        try:
+            yield
+        except _UNREADABLE as error:
+            found = data.first_unreadable(split, indices())
+            if not found:
+                raise
+            raise UserError(
+                f"The image {found[0]} can no longer be read ({found[1]}). Put the file back and give the same command "
+                "again: it goes on from the newest checkpoint."
+            ) from error
+
+    def _coming_images(self) -> list[int]:
+        """The images of the next steps of this epoch, as far ahead as they may have been read."""
+        epoch, step = divmod(self.step, self.steps_per_epoch)
+        examples, _ = data.epoch_order(
+            len(self.dataset.train), self.recipe.batch_size, self.recipe.seed, epoch, self.recipe.repeats
+        )
+        return list(dict.fromkeys(examples[step : step + _STEPS_READ_AHEAD].ravel().tolist()))
 
     def _agree(self) -> None:
         """What depends on clocks and signals, decided alike in all workers: the chief's clock, anybody's signal."""
@@ -314,8 +353,9 @@ class _Run:
         return self.is_late or bool(every and self.step % every == 0)
 
     def _save(self) -> None:
+        devices = self.strategy.num_replicas_in_sync
         if self.log:
-            self.checkpoints.save(Progress(self.step, self.log.tell(), tuple(self.window), self.train_seconds))
+            self.checkpoints.save(Progress(self.step, self.log.tell(), tuple(self.window), self.train_seconds, devices))
         self.saved_at = time.monotonic()
 
     def _evaluation_due(self) -> bool:
@@ -330,7 +370,8 @@ class _Run:
                 raise TrainingInterrupted(self.signals.received, self.step, self.total_steps)
 
         with self.average.applied() if self.average else contextlib.nullcontext():
-            evaluation = self.evaluator(self.dataset.test, stop)
+            with self._damage_named(self.dataset.test, lambda: range(len(self.dataset.test))):
+                evaluation = self.evaluator(self.dataset.test, stop)
             if self.log:
                 with files.atomic_path(self.output_dir / "model.keras") as temporary:
                     self.model.save(temporary)

@@ -13,6 +13,7 @@ from mobiatt_tf.training.losses import classification_loss, distillation_loss
 from mobiatt_tf.training.optimizer import AdamW
 from mobiatt_tf.training.recipes import Recipe
 
+LossAndGradients = tuple[tf.Tensor, list[tf.Tensor]]
 RunSteps = Callable[[Iterator[Any], tf.Tensor], tf.Tensor]
 
 
@@ -59,7 +60,7 @@ def make_run_steps(
             outputs, labels, teacher(images), recipe.distillation_share, recipe.label_smoothing
         )  # [B]
 
-    def forward_backward(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def forward_backward(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor) -> LossAndGradients:
         for seed, number in zip(seeds, tf.unstack(numbers), strict=True):
             seed.assign(number)
         with tf.GradientTape() as tape:
@@ -71,16 +72,18 @@ def make_run_steps(
     if jit_compile:
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
-    def accumulate(images: tf.Tensor, labels: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Loss and gradients of a device's images [parts * b, H, W, 3]; `position` tells (step, device) apart."""
+    def accumulate(images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, device: tf.Tensor) -> LossAndGradients:
+        """Loss and gradients of a device's images [parts * b, H, W, 3]."""
         total: tf.Tensor = 0.0
         gradients: list[tf.Tensor] = []
         for part, (some_images, some_labels) in enumerate(
             zip(tf.split(images, parts), tf.split(labels, parts), strict=True)
         ):
-            # Randomness is a function of (seed, step, device, part): nothing to save, and all draw different masks.
+            # Randomness is a function of seed, step and the place of these images in the step's batch, so there is
+            # nothing to save, and two devices draw what one device draws in two parts.
+            place = (step * parts + part) * replicas + device
             numbers = tf.random.stateless_uniform(
-                (len(seeds), 2), (recipe.seed, position * parts + part), minval=0, maxval=2**31 - 1, dtype=tf.int64
+                (len(seeds), 2), (recipe.seed, place), minval=0, maxval=2**31 - 1, dtype=tf.int64, alg="philox"
             )
             with tf.control_dependencies(gradients):  # else TensorFlow holds the activations of all parts at once
                 loss, found = forward_backward(some_images, some_labels, numbers)
@@ -92,7 +95,7 @@ def make_run_steps(
         context = tf.distribute.get_replica_context()
         device = tf.cast(context.replica_id_in_sync_group, tf.int64)
         step = tf.cast(optimizer.iterations.value, tf.int64)
-        loss, gradients = accumulate(images, labels, step * replicas + device)
+        loss, gradients = accumulate(images, labels, step, device)
         gradients = context.all_reduce("SUM", gradients)
         if recipe.adaptive_clip:
             gradients = adaptive_clip(gradients, model.trainable_variables, recipe.adaptive_clip)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,22 +51,22 @@ class Workers:
 
         self._total = total
 
-    def gather(self, values: list[float]) -> np.ndarray:
-        """float64 [count, n]: the n values of every process, the same array in each. All must call it together."""
+    def gather(self, values: Sequence[int]) -> np.ndarray:
+        """int64 [count, n]: the n values of every process, the same array in each. All must call it together."""
         if self.count == 1:
-            return np.array([values], np.float64)
+            return np.array([values], np.int64)
         table = np.zeros((self.count, len(values)), np.float64)
         table[self.index] = values
         local = self._strategy.num_replicas_in_sync // self.count  # each device of this process adds the table once
-        return self._total(tf.constant(table / local)).numpy()
+        return np.rint(self._total(tf.constant(table / local)).numpy()).astype(np.int64)  # sixths do not add up exactly
 
-    def from_chief(self, value: float) -> float:
+    def from_chief(self, value: int) -> int:
         """The chief's value, in every process."""
-        return float(self.gather([value])[0, 0])
+        return int(self.gather([value])[0, 0])
 
     def wait(self) -> None:
         """Returns when every process has called it."""
-        self.gather([0.0])
+        self.gather([0])
 
     def require_same(self, identity: dict[str, Any]) -> None:
         """Checks that all processes were started alike.
@@ -75,7 +75,7 @@ class Workers:
             UserError: they differ in recipe, dataset or model; in every process.
         """
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
-        numbers = self.gather([float(byte) for byte in digest[:16]])
+        numbers = self.gather(list(digest[:16]))
         if others := [str(index) for index in range(self.count) if (numbers[index] != numbers[0]).any()]:
             raise UserError(
                 f"Worker {', '.join(others)} and worker 0 differ in recipe, dataset or model. Start the same command "
@@ -95,5 +95,6 @@ class Workers:
             if self.count == 1:
                 raise
             raise UserError(
-                f"Worker {self.index} has lost another worker ({first_line(error)[:200]}). {advice}"
+                f"Worker {self.index} has lost another worker ({first_line(error)[:200]}). If one has said why it "
+                f"stopped, mend that first. {advice}"
             ) from error

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_models import DeiTMobiAtt
 from mobiatt_tf import data, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.training.optimizer import make_optimizer
@@ -116,6 +117,8 @@ def _mirrored_run(directory: Path) -> None:
     for name, strategy_name in (("one", "one"), ("two", "mirrored")):
         _by(strategy_name, directory / f"{name}_everything")
         _by(strategy_name, directory / f"{name}_bfloat16", precision="mixed_bfloat16")
+    for name, strategy_name, parts in (("one", "one", 2), ("two", "mirrored", 1)):
+        _deit_run(directory / f"{name}_deit", strategy_name, parts)
     gradients = {name: _first_gradients(training.make_strategy(name)) for name in ("one", "mirrored")}
     (directory / "gradients.json").write_text(json.dumps({**gradients, "tape": _tape_gradients()}))
     (directory / "masks.json").write_text(json.dumps(_dropout_masks(training.make_strategy("mirrored"))))
@@ -142,6 +145,18 @@ def _by(strategy: str, directory: Path, steps: int = 20, **changes: Any) -> None
         directory,
         training.make_strategy(strategy),
         cadence=training.Cadence(log_every=1 if steps == 20 else 7, checkpoint_steps=40),
+    )
+
+
+def _deit_run(directory: Path, strategy: str, parts: int) -> None:
+    """Six steps of a DeiT with attention dropout, drop path, layer-wise decay and two heads."""
+    training.train(
+        lambda: DeiTMobiAtt("quickstart", num_classes=CLASSES, drop_path=0.3, distilled=True),
+        make_dataset(train=96),
+        recipe(epochs=1, batch_size=16, learning_rate=1e-3, layer_decay=0.7, accumulation=parts, ema_decay=0.0),
+        directory,
+        training.make_strategy(strategy),
+        cadence=training.Cadence(log_every=1),
     )
 
 

@@ -32,6 +32,13 @@ def test_losses_are_those_of_one_device(runs: Path, suffix: str) -> None:
     np.testing.assert_allclose(two, one, atol=1e-5)
 
 
+def test_masks_of_dropout_and_drop_path_go_by_the_place_in_the_batch(runs: Path) -> None:
+    """Two devices draw what one device draws in two parts; layer-wise decay and two heads are the same, too."""
+    one, two = losses(runs / "one_deit"), losses(runs / "two_deit")
+    assert len(one) == 6
+    np.testing.assert_allclose(two, one, atol=1e-5)
+
+
 def test_bfloat16_differs_by_its_rounding_alone(runs: Path) -> None:
     """Each device rounds its own share of a gradient to 8 bits, so that only the first losses are the same."""
     one, two = losses(runs / "one_bfloat16"), losses(runs / "two_bfloat16")
