@@ -9,6 +9,7 @@ A conversion that was stopped, in whatever way, goes on with the same command: w
 import contextlib
 import fcntl
 import hashlib
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from mobiatt_tf.errors import UserError, first_line
 
 _SEED = 0  # of the order in which images are stored
 _OVERHEAD_BYTES = 150  # of a record beside the pixels: checksums, label, name, the frame of a PNG file
+_LEAST_MEGABYTES = 0.001  # already a shard for nearly every image
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name or directory of the dataset; see mobiatt_tf.data.load.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the shards are written, or lie (--verify).")
@@ -66,20 +68,23 @@ def convert(
     Args:
         dataset: what to convert.
         output_dir: a new directory, or one in which the same conversion was stopped.
-        shard_megabytes: about how large a shard becomes, in 10^6 bytes; above 0.
+        shard_megabytes: about how large a shard becomes, in 10^6 bytes; finite, at least 0.001.
         show_progress: whether to draw a progress bar.
 
     Returns:
-        The content of index.json: class names, and for each shard its name, split, number of records, bytes, SHA-256.
+        The content of index.json: class names, whether the images were "files" or "arrays" (`stored`), and for each
+        shard its name, split, number of records, bytes, SHA-256.
 
     Raises:
         UserError: the directory holds something else, another process is writing to it, or the disk is full.
-        ValueError: `shard_megabytes` is not above 0.
+        ValueError: `shard_megabytes` is outside what is allowed, or only one of the splits has arrays.
     """
     from tqdm import tqdm
 
-    if not shard_megabytes > 0:
-        raise ValueError(f"shard_megabytes must be above 0, got {shard_megabytes}.")
+    if not _is_allowed(shard_megabytes):
+        raise ValueError(f"shard_megabytes must be finite and at least {_LEAST_MEGABYTES}, got {shard_megabytes}.")
+    if dataset.train.whole_images != dataset.test.whole_images:
+        raise ValueError(f"One split of {dataset.name} has arrays, the other one image files: both must have the same.")
     plans = [
         plan
         for name, split in (("train", dataset.train), ("test", dataset.test))
@@ -89,6 +94,7 @@ def convert(
         "format": converted.FORMAT,
         "version": converted.VERSION,
         "class_names": list(dataset.class_names),
+        "stored": "arrays" if dataset.train.whole_images else "files",
         "source": {"shard_megabytes": shard_megabytes, "sha256": _fingerprint(plans)},
     }
     with _only_process(output_dir):
@@ -112,12 +118,17 @@ def convert(
     return index
 
 
+def _is_allowed(shard_megabytes: float) -> bool:
+    return math.isfinite(shard_megabytes) and shard_megabytes >= _LEAST_MEGABYTES
+
+
 def _plan(name: str, split: Split, shard_megabytes: float) -> list[_Plan]:
     """Deals a split out to shards: the same for the same images, whatever is or is not written yet."""
     # NumPy promises that the raw stream of Philox stays as it is; it does not promise so for `permutation`.
     order = np.argsort(np.random.Philox(key=_SEED).random_raw(len(split)), kind="stable")
     sizes = _sizes(split)[order] + _OVERHEAD_BYTES
-    shards = np.unique((np.cumsum(sizes) - sizes) // int(1e6 * shard_megabytes), return_inverse=True)[1]
+    shard_bytes = int(min(1e6 * shard_megabytes, 2.0**62))  # what fits into an int64
+    shards = np.unique((np.cumsum(sizes) - sizes) // shard_bytes, return_inverse=True)[1]
     count = int(shards[-1]) + 1 if len(shards) else 0
     return [
         _Plan(f"{name}-{shard:05}-of-{count:05}.tfrecord", name, split, order[shards == shard])
@@ -187,7 +198,8 @@ def _whole_shards(directory: Path, conversion: dict[str, Any]) -> dict[str, dict
             raise UserError(f"{directory} holds other files, such as {unknown[0]}. Choose another --output_dir.")
         return {}
     index = files.read_json(path)
-    before = {key: index.get(key) for key in conversion} if isinstance(index, dict) else {}
+    before = {"stored": converted.STORED[0], **index} if isinstance(index, dict) else {}
+    before = {key: before.get(key) for key in conversion}
     if before != conversion:
         differing = ", ".join(key for key, value in conversion.items() if before.get(key) != value)
         raise UserError(
@@ -279,16 +291,25 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)  # the shell's convention: 143 for SIGTERM, 130 for Ctrl-C
 
 
+def check_flags(dataset: str | None, output_dir: str | None, shard_megabytes: float, verify: bool) -> None:
+    """Raises UserError for values of the flags that do not go together or are not allowed."""
+    if not output_dir:
+        raise UserError("Give --output_dir: where the shards are written, or with --verify where they lie.")
+    if verify and dataset:
+        raise UserError("--verify looks at --output_dir alone: give --verify or --dataset, not both.")
+    if not verify and not dataset:
+        raise UserError("Give --dataset: a name or directory that training takes, or --verify.")
+    if not _is_allowed(shard_megabytes):
+        raise UserError(f"--shard_megabytes={shard_megabytes}: it must be finite and at least {_LEAST_MEGABYTES}.")
+
+
 def main(_: Sequence[str]) -> None:
     """The command line."""
-    if not _OUTPUT_DIR.value:
-        raise UserError("Give --output_dir: where the shards are written, or with --verify where they lie.")
+    check_flags(_DATASET.value, _OUTPUT_DIR.value, _SHARD_MEGABYTES.value, _VERIFY.value)
     directory = files.user_path(_OUTPUT_DIR.value)
     if _VERIFY.value:
         print(_verify(directory))
         return
-    if not _DATASET.value:
-        raise UserError("Give --dataset: a name or directory that training takes, or --verify.")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     index = convert(load(_DATASET.value), directory, _SHARD_MEGABYTES.value)

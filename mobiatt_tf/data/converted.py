@@ -15,6 +15,7 @@ INDEX = "index.json"
 UNFINISHED = "index.unfinished.json"
 FORMAT = "mobiatt-tf records"
 VERSION = 1
+STORED = ("files", "arrays")  # what the images were before; an index that does not say so means the first
 
 
 def is_converted(directory: Path) -> bool:
@@ -39,10 +40,14 @@ def read_index(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged, of another program or of a later version.
     """
+    if not directory.is_dir():
+        raise UserError(f"There is no directory {directory}.")
     path = directory / INDEX
     if not path.exists() and (directory / UNFINISHED).exists():
         raise UserError(f"The conversion to {directory} is not finished. Run the same command again: it goes on.")
     advice = "Convert the dataset again, to another directory: python -m mobiatt_tf.data.convert."
+    if not path.exists() and not any(directory.glob("*.tfrecord")):
+        raise UserError(f"{directory} has neither {INDEX} nor TFRecord files: nothing has been converted to it.")
     if not path.exists():
         raise UserError(f"{directory} has TFRecord files but no {INDEX}, which says what is in them. {advice}")
     index = files.read_json(path)
@@ -55,6 +60,8 @@ def read_index(directory: Path) -> dict[str, Any]:
             if Path(shard["name"]).name != shard["name"] or shard["split"] not in ("train", "test"):
                 raise ValueError(shard["name"])
             _ = int(shard["records"]) + int(shard["bytes"]) + len(shard["sha256"])
+        if index.get("stored", STORED[0]) not in STORED:
+            raise ValueError(index["stored"])
         _ = [name + "" for name in index["class_names"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error!r}). {advice}") from error
@@ -90,6 +97,7 @@ def load_converted(directory: Path, cache_path: Path, name: str) -> Dataset:
             [Shard(directory / shard["name"], shard["records"]) for shard in described],
             len(index["class_names"]),
             cache_path,
+            whole_images=index.get("stored") == "arrays",
             title=f"{split} records of {directory.name}",
         )
         problems += damaged

@@ -20,6 +20,8 @@ class Records:
         length: int64 [M], how long its data are (a serialized tf.train.Example), in bytes.
         checksum: uint32 [M], the masked CRC-32C of the data as the file states it.
         image_key: the feature of the Example that holds the encoded image.
+        whole_images: whether these images were arrays, which the pipeline uses whole; else image files, of which a test
+            shows the centre.
     """
 
     files: tuple[str, ...]
@@ -29,6 +31,7 @@ class Records:
     length: np.ndarray
     checksum: np.ndarray
     image_key: str = "image"
+    whole_images: bool = False
 
     def __len__(self) -> int:
         return len(self.file)
@@ -43,6 +46,7 @@ class Records:
             length=self.length[indices],
             checksum=self.checksum[indices],
             image_key=self.image_key,
+            whole_images=self.whole_images,
         )
 
     def name(self, index: int) -> str:
@@ -88,6 +92,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether a test shows all of an image, only resized: of arrays, also where they have become records."""
+        return self.images is not None or (self.records is not None and self.records.whole_images)
 
     def take(self, count: int) -> "Split":
         """The first `count` examples, for quick runs; the whole split when it has no more than that.

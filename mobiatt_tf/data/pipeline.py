@@ -64,7 +64,8 @@ def train_batches(
         epoch: 0 or more; every epoch has another order and other augmentation.
         first_step: how many steps to skip. Skipped images are not read.
         augmentation: what happens to the images, or its `crop` alone. Of crops there are
-            "none": what `test_batches` does: arrays are resized, of image files the centre is cut out.
+            "none": what `test_batches` does: arrays are resized (also where they have become records), of image files
+            the centre is cut out.
             "crop": resize (the whole image, whatever its shape), pad by 1/8 with black on each side, cut the size out
             at random (digits).
             "flip_crop": the same, and flip left to right every other time (small images).
@@ -114,7 +115,7 @@ def train_batches(
 
         if _is_done_one_by_one(split, augmentation):
             stored = _reader(split)
-            prepare = image_maker(image_size, augmentation)
+            prepare = image_maker(image_size, augmentation, split.whole_images)
             order = draws.reshape(-1)
             images = (
                 tf.data.Dataset.from_tensor_slices((examples.reshape(-1), seeds[order], shifts[order]))
@@ -144,7 +145,7 @@ def test_batches(split: Split, *, image_size: tuple[int, int], batch_size: int) 
     """The whole split in its order; the last batch may be smaller.
 
     Image files are resized (bicubic), for a square `image_size` until that is 224/256 of the short side, and the centre
-    is cut out. Arrays are resized where their size differs.
+    is cut out. Arrays are resized where their size differs, also where they have become records.
 
     Args:
         split: what to go through.
@@ -165,10 +166,15 @@ def test_batches(split: Split, *, image_size: tuple[int, int], batch_size: int) 
             examples = tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(batch_size)
         else:
             read = image_bytes(split)
+            shown = resize if split.whole_images else resize_and_crop_centre
+
+            def prepare(index: tf.Tensor) -> tf.Tensor:
+                return tf.ensure_shape(shown(decode_image(read(index)), image_size), [*image_size, 3])
+
             examples = (
                 tf.data.Dataset.from_tensor_slices((np.arange(len(split)), split.labels))
                 .map(
-                    lambda index, label: (resize_and_crop_centre(decode_image(read(index)), image_size), label),
+                    lambda index, label: (prepare(index), label),
                     num_parallel_calls=tf.data.AUTOTUNE,
                 )
                 .batch(batch_size)
@@ -203,7 +209,9 @@ def _reader(split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 @functools.lru_cache(maxsize=8)
-def image_maker(image_size: tuple[int, int], augmentation: Augmentation) -> Callable[..., tf.Tensor]:
+def image_maker(
+    image_size: tuple[int, int], augmentation: Augmentation, whole_images: bool = False
+) -> Callable[..., tf.Tensor]:
     """A function that does all to one image but repeating and mixing; the same one in every epoch.
 
     Tracing RandAugment takes seconds, so that is done once.
@@ -211,6 +219,7 @@ def image_maker(image_size: tuple[int, int], augmentation: Augmentation) -> Call
     Args:
         image_size: (height, width).
         augmentation: what to do.
+        whole_images: whether the crop "none" resizes the whole image in place of cutting out its centre; see `Split`.
 
     Returns:
         A function of what is stored (pixels uint8 [H, W, C], or an encoded image, string []), the seed of everything
@@ -225,7 +234,7 @@ def image_maker(image_size: tuple[int, int], augmentation: Augmentation) -> Call
             return tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)  # a slice takes ten times as long
         image = decode_image(stored) if is_file else stored
         if augmentation.crop == "none":
-            return resize_and_crop_centre(image, image_size) if is_file else resize(image, image_size)
+            return resize(image, image_size) if whole_images else resize_and_crop_centre(image, image_size)
         image = tf.ensure_shape(resize(image, image_size), [*image_size, None])
         return shift_and_flip(image[tf.newaxis], shift[tf.newaxis])[0]
 

@@ -62,6 +62,7 @@ def split_of_shards(
     *,
     image_key: str = "image",
     label_key: str = "label",
+    whole_images: bool = False,
     title: str = "records",
 ) -> tuple[Split, tuple[str, ...]]:
     """The whole records of some TFRecord files, in the order in which they are stored.
@@ -75,6 +76,7 @@ def split_of_shards(
         cache_path: where findings are kept.
         image_key: the feature of an Example that holds the encoded image.
         label_key: the feature that holds the label.
+        whole_images: whether the images were arrays; see `Records`.
         title: what is being checked, for the progress bar.
 
     Returns:
@@ -106,7 +108,8 @@ def split_of_shards(
     columns = {name: np.concatenate([each.columns[name] for each in found]) for name in _COLUMNS}
     labels = columns.pop("label")
     file = np.repeat(np.arange(len(shards), dtype=np.int32), [len(each.columns["label"]) for each in found])
-    records = Records(tuple(str(shard.path.absolute()) for shard in shards), file, image_key=image_key, **columns)
+    paths = tuple(str(shard.path.absolute()) for shard in shards)
+    records = Records(paths, file, image_key=image_key, whole_images=whole_images, **columns)
     return Split(labels, records=records), tuple(problem for each in found for problem in each.problems)
 
 

@@ -8,11 +8,12 @@ All graphs see the same images, prepared by `data.test_batches` for their own in
 logits by the same code. Stopped by Ctrl-C or SIGTERM, the same command goes on where it was.
 """
 
+import contextlib
 import hashlib
 import json
-import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def evaluate(
         split: images and labels; every graph gets them at its own image size.
         class_names: of the dataset.
         work_dir: where logits are kept until all graphs are through; a later call with the same graphs and images goes
-            on from them.
+            on from them. Other files there stay.
         signals: looked at between batches.
         progress: a bar with the time left for each graph, on standard error.
 
@@ -115,9 +116,10 @@ def evaluate(
                 "the data that it was trained on."
             )
     results: list[Result] = []
+    kept = [work_dir / f"{_key(graph, split)}.npy" for graph in found]
     first: np.ndarray | None = None  # the first graph's predictions, int64 [N]
-    for graph in found:
-        logits = _logits(graph, split, work_dir, signals or StopSignals(), progress)
+    for graph, path in zip(found, kept, strict=True):
+        logits = _logits(graph, split, path, signals or StopSignals(), progress)
         try:
             evaluation = metrics.evaluation(logits, split.labels)
             calibration = metrics.calibration(logits, split.labels)
@@ -129,13 +131,15 @@ def evaluate(
         predictions = logits.argmax(-1)
         first = predictions if first is None else first
         results.append(Result(graph, evaluation, calibration, float(np.mean(predictions == first))))
-    shutil.rmtree(work_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the results count, and the directory may hold other files
+        for path in kept:
+            path.unlink(missing_ok=True)
+        work_dir.rmdir()
     return results
 
 
-def _logits(graph: Graph, split: data.Split, work_dir: Path, signals: StopSignals, progress: bool) -> np.ndarray:
-    """float32 [N, classes]; those that an earlier process has left in `work_dir` are not computed again."""
-    path = work_dir / f"{_key(graph, split)}.npy"
+def _logits(graph: Graph, split: data.Split, path: Path, signals: StopSignals, progress: bool) -> np.ndarray:
+    """float32 [N, classes]; those that an earlier process has left in the file `path` are not computed again."""
     parts = [_read_logits(path, len(split), graph.classes)]
     done = len(parts[0])
     interval = 0.5 if sys.stderr.isatty() else 10.0
@@ -165,6 +169,8 @@ def _key(graph: Graph, split: data.Split) -> str:
     digest.update(split.labels.tobytes())
     if split.images is not None:
         digest.update(split.images.tobytes())
+    if split.records is not None:  # their names are the same in every conversion
+        digest.update(split.records.fingerprint() + bytes([split.whole_images]))
     return digest.hexdigest()[:32]
 
 
@@ -225,16 +231,39 @@ def chosen_images(split: data.Split, limit: int | None) -> data.Split:
     return split.select(np.linspace(0, len(split) - 1, limit).astype(int))
 
 
+def check_flags(paths: Sequence[str], weights: Sequence[str], output_dir: Path) -> None:
+    """Raises UserError, before anything is computed, for a value of a flag that is not allowed.
+
+    Args:
+        paths: of --graph.
+        weights: of --weights.
+        output_dir: of --output_dir; it need not exist.
+    """
+    if not paths:
+        raise UserError(f"--graph is empty: give {graphs.WHAT}, or several, separated by commas.")
+    if not all(path.strip() for path in paths):
+        raise UserError(f"--graph={','.join(paths)} has an empty name. Give a path before and after every comma.")
+    if unknown := set(weights) - set(graphs.WEIGHTS):
+        raise UserError(f"--weights={','.join(sorted(unknown))}: allowed are {', '.join(graphs.WEIGHTS)}.")
+    try:
+        there = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"--output_dir={output_dir} cannot be written: {there} is a file. Give a directory.")
+        with tempfile.TemporaryFile(dir=there):
+            pass  # a file can be made where the directory is, or will be
+    except OSError as error:
+        raise UserError(
+            f"--output_dir={output_dir} cannot be written: {error.strerror or error}. Choose another one."
+        ) from error
+
+
 def main(_: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     values = flags.FLAGS
     num_threads = values.num_threads or usable_cores()
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    if not values.graph:
-        raise UserError(f"--graph is empty: give {graphs.WHAT}, or several, separated by commas.")
-    if unknown := set(values.weights) - set(graphs.WEIGHTS):
-        raise UserError(f"--weights={','.join(sorted(unknown))}: allowed are {', '.join(graphs.WEIGHTS)}.")
     output_dir = files.user_path(values.output_dir)
+    check_flags(values.graph, values.weights, output_dir)
     found = load_graphs(values.graph, values.batch_size, num_threads, values.weights or [None])
     dataset = dataset_for(values.graph, values.dataset, values.cache_dir)
     split = chosen_images(dataset.test, values.limit)

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from mobiatt_tf import data, files
 from mobiatt_tf.data import converted, records
-from mobiatt_tf.data.convert import convert
+from mobiatt_tf.data.convert import check_flags, convert
 from mobiatt_tf.errors import UserError
 from tests.data.conftest import make_image
 
@@ -50,6 +50,65 @@ def test_arrays_become_png_bit_by_bit(dataset: data.Dataset, tmp_path: Path) -> 
         assert sorted(zip(pixels, after.labels.tolist(), strict=True)) == sorted(expected)
     first = [found.train.labels[:20].tolist(), found.train.labels[20:40].tolist()]
     assert all(set(labels) == {0, 1, 2, 3} for labels in first)  # shuffled: a few records have every class
+
+
+@pytest.mark.parametrize("size", [(8, 8), (20, 14), (6, 6)])
+def test_converted_arrays_show_the_same_pictures(size: tuple[int, int], tmp_path: Path) -> None:
+    digits = data.load("digits")
+    digits = data.Dataset("digits", digits.class_names, digits.train.take(40), digits.test.take(10))
+    assert convert(digits, tmp_path / "once", show_progress=False)["stored"] == "arrays"
+    once = data.load(str(tmp_path / "once"), tmp_path / "cache")
+    assert convert(once, tmp_path / "twice", show_progress=False)["stored"] == "arrays"
+    for directory in (tmp_path / "once", tmp_path / "twice"):
+        found = data.load(str(directory), tmp_path / "cache")
+        for name, before, stored in (("train", digits.train, found.train), ("test", digits.test, found.test)):
+            order = [int(file_name.removesuffix(".png")) for file_name in file_names(next(directory.glob(f"{name}-*")))]
+            after = stored.select(np.argsort(order))  # in the order of the arrays
+            pairs = [
+                tuple(data.test_batches(split, image_size=size, batch_size=7) for split in (before, after)),
+                tuple(
+                    data.train_batches(split, image_size=size, batch_size=5, seed=1, epoch=0, augmentation="none")
+                    for split in (before, after)
+                ),
+            ]
+            for expected, shown in pairs:
+                for (images, labels), (other_images, other_labels) in zip(expected, shown, strict=True):
+                    np.testing.assert_allclose(images, other_images, rtol=0, atol=1e-3)
+                    np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_converted_files_show_their_centre(file_split: data.Split, tmp_path: Path) -> None:
+    labels = np.zeros(1, np.int32)  # one image: there is one order
+    split = data.Split(labels, files=file_split.files[:1])
+    assert convert(data.Dataset("f", ("a",), split, split), tmp_path / "out", show_progress=False)["stored"] == "files"
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    ((expected, _),) = data.test_batches(split, image_size=(16, 16), batch_size=1)
+
+    def assert_shown() -> None:
+        found = data.load(str(tmp_path / "out"), tmp_path / "cache")
+        ((shown, _),) = data.test_batches(found.test, image_size=(16, 16), batch_size=1)
+        np.testing.assert_array_equal(expected, shown)
+
+    assert_shown()
+    del index["stored"]  # as older versions wrote it
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    assert_shown()
+    index["stored"] = "clay"
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index.json is damaged \(ValueError\('clay'\)\)"):
+        data.load(str(tmp_path / "out"), tmp_path / "cache")
+
+
+def test_arrays_and_files_are_not_mixed(dataset: data.Dataset, file_split: data.Split, tmp_path: Path) -> None:
+    test = data.Split(np.zeros(13, np.int32), files=file_split.files)
+    with pytest.raises(ValueError, match=r"One split of mixed has arrays, the other one image files"):
+        convert(data.Dataset("mixed", tuple("abcd"), dataset.train, test), tmp_path / "out", show_progress=False)
+
+
+def file_names(shard: Path) -> list[str]:
+    """Of the records of a shard, in their order."""
+    features = [tf.train.Example.FromString(record.numpy()).features for record in tf.data.TFRecordDataset(str(shard))]
+    return [each.feature["file_name"].bytes_list.value[0].decode() for each in features]
 
 
 def test_the_schema_is_that_of_imagenet2012(dataset: data.Dataset, tmp_path: Path) -> None:
@@ -129,9 +188,34 @@ def test_other_files_are_left_alone(dataset: data.Dataset, tmp_path: Path) -> No
         convert(dataset, tmp_path, show_progress=False)
 
 
-def test_shards_are_above_zero(dataset: data.Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="above 0, got 0"):
-        convert(dataset, tmp_path, 0, show_progress=False)
+@pytest.mark.parametrize("value", [0, float("nan"), float("inf"), 1e-7])
+def test_the_size_of_shards_is_checked(value: float, dataset: data.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"--shard_megabytes={value}: it must be finite and at least 0\.001"):
+        check_flags("digits", str(tmp_path), value, verify=False)
+    with pytest.raises(ValueError, match=rf"shard_megabytes must be finite and at least 0\.001, got {value}"):
+        convert(dataset, tmp_path, value, show_progress=False)
+
+
+@pytest.mark.parametrize(("value", "shards"), [(0.001, 80), (1e300, 2)])
+def test_any_allowed_size_of_shards_works(value: float, shards: int, dataset: data.Dataset, tmp_path: Path) -> None:
+    check_flags("digits", str(tmp_path), value, verify=False)
+    assert len(convert(dataset, tmp_path, value, show_progress=False)["shards"]) == shards
+
+
+def test_verify_and_dataset_are_not_given_together(tmp_path: Path) -> None:
+    check_flags(None, str(tmp_path), 128, verify=True)
+    with pytest.raises(UserError, match=r"give --verify or --dataset, not both"):
+        check_flags("digits", str(tmp_path), 128, verify=True)
+
+
+def test_verify_says_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"There is no directory {tmp_path / 'no'}\."):
+        converted.verify(tmp_path / "no", lambda read: None)
+    with pytest.raises(UserError, match=r"has neither index\.json nor TFRecord files"):
+        converted.verify(tmp_path, lambda read: None)
+    (tmp_path / "a.tfrecord").touch()
+    with pytest.raises(UserError, match=r"has TFRecord files but no index\.json"):
+        converted.verify(tmp_path, lambda read: None)
 
 
 @contextlib.contextmanager

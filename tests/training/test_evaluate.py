@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mobiatt_tf import data, quantization, training, verification
+from mobiatt_tf.data.convert import convert as write_records
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.layers import ConvBN
 from mobiatt_tf.training import evaluation, evaluation_report, graphs, metrics
@@ -240,6 +241,59 @@ def test_another_layout_of_the_input_is_said(suffix: str, shape: tuple[int, ...]
         path.write_bytes(convert.convert(model) if suffix == "tflite" else onnx.convert(model).SerializeToString())
     with pytest.raises(UserError, match=r"it must take one image \[batch, height, width, 3\]"):
         load(path)
+
+
+@pytest.mark.parametrize("paths", [["", "model.keras"], ["model.keras", " "], [""]])
+def test_an_empty_name_is_said(paths: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"--graph={','.join(paths)} has an empty name"):
+        evaluation.check_flags(paths, [], tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    evaluation.check_flags(["model.keras"], [], tmp_path / "new" / "deep")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for output_dir in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(UserError, match=rf"cannot be written: {tmp_path / 'file'} is a file\. Give a directory"):
+            evaluation.check_flags(["model.keras"], [], output_dir)
+    with pytest.raises(UserError, match=r"--output_dir=/proc/evaluation cannot be written: "):
+        evaluation.check_flags(["model.keras"], [], Path("/proc/evaluation"))  # refuses even root
+
+
+def test_other_files_in_the_work_directory_stay(tmp_path: Path) -> None:
+    images = keras.Input((8, 8, 3), name="images")
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(images)
+    keras.Model(images, keras.layers.Dense(CLASSES, name="head")(x)).save(tmp_path / "model.keras")
+    work_dir = tmp_path / "work"
+    work_dir.mkdir()
+    (work_dir / "mine.txt").write_text("mine")
+    evaluate([str(tmp_path / "model.keras")], work_dir)
+    assert [path.name for path in work_dir.iterdir()] == ["mine.txt"]
+    (work_dir / "mine.txt").unlink()
+    evaluate([str(tmp_path / "model.keras")], work_dir)
+    assert not work_dir.exists()
+
+
+def test_logits_of_other_records_are_not_taken(tmp_path: Path) -> None:
+    images = keras.Input((8, 8, 3), name="images")
+    x = keras.layers.Flatten(name="flatten")(images)
+    keras.Model(images, keras.layers.Dense(CLASSES, name="head")(x)).save(tmp_path / "model.keras")
+    digits = data.load("digits")
+    first, second = digits.test.take(40), digits.test.select(np.arange(40)[::-1] + 40)
+    second = data.Split(first.labels, second.images)  # the same labels and names, other pixels
+    converted = []
+    for name, split in (("first", first), ("second", second)):
+        write_records(data.Dataset(name, digits.class_names, split, split), tmp_path / name, show_progress=False)
+        converted.append(data.load(str(tmp_path / name), tmp_path / "cache").test)
+    signals = StopSignals()
+    signals.received = 15
+    graph = load(tmp_path / "model.keras", batch_size=8)
+    with pytest.raises(evaluation.EvaluationInterrupted, match=r"8 of 40 images"):
+        evaluation.evaluate([graph], converted[0], digits.class_names, tmp_path / "work", signals)
+    (found,) = evaluation.evaluate([graph], converted[1], digits.class_names, tmp_path / "work")
+    (expected,) = evaluation.evaluate([graph], converted[1], digits.class_names, tmp_path / "fresh")
+    assert found.evaluation.loss == expected.evaluation.loss
+    assert len(list((tmp_path / "work").iterdir())) == 1  # those of the first are kept
 
 
 def test_probabilities_in_place_of_logits_are_said(tmp_path: Path) -> None:
