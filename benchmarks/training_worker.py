@@ -5,9 +5,7 @@ replies are JSON objects, one a line, as in `tflite.worker`; the clock and the t
 """
 
 import gc
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tflite.memory import reset_peak, resident_bytes, resident_peak_bytes
+from tflite.serving import serve
 
 CLASSES = 1000
 LABEL_SMOOTHING = 0.1
@@ -219,22 +218,5 @@ def reason(error: Exception) -> str:
     return telling[0] if telling else repr(error)
 
 
-def main() -> None:
-    """Answers requests until standard input ends."""
-    # Native code may write to file descriptor 1; the replies keep the original and everything else goes to stderr.
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    session = Session()
-    for line in sys.stdin:
-        request = json.loads(line)
-        handler: Callable[..., Any] = getattr(session, request.pop("do"))
-        try:
-            reply = {"value": handler(**request)}
-        except Exception as error:  # the parent turns whatever it was into one line
-            reply = {"error": reason(error)}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Session(), reason)

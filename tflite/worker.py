@@ -8,11 +8,7 @@ Requests and replies are JSON objects, one a line, on standard input and output;
 """
 
 import gc
-import json
-import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from tflite.memory import reset_peak, resident_bytes, resident_peak_bytes
+from tflite.serving import serve
 
 
 class Session:
@@ -176,25 +173,5 @@ def _delegation(interpreter: Interpreter, nodes: int) -> dict[str, Any]:
     }
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def main() -> None:
-    # Native code may write to file descriptor 1; the replies keep the original and everything else goes to stderr.
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    session = Session()
-    for line in sys.stdin:
-        request = json.loads(line)
-        handler: Callable[..., Any] = getattr(session, request.pop("do"))
-        try:
-            reply = {"value": handler(**request)}
-        except Exception as error:  # the parent turns whatever it was into one line
-            reply = {"error": _first_line(error)}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Session())

@@ -6,9 +6,7 @@ them are the same for every runtime.
 """
 
 import gc
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +14,8 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+
+from tflite.serving import serve
 
 # What a runtime makes of a network: something to call once per run, and something that gives the last run's logits.
 Runner = tuple[Callable[[], Any], Callable[[], np.ndarray]]
@@ -187,22 +187,5 @@ class Session:
         }
 
 
-def main() -> None:
-    """Answers requests until standard input ends."""
-    # Native code may write to file descriptor 1; the replies keep the original and everything else goes to stderr.
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    session = Session()
-    for line in sys.stdin:
-        request = json.loads(line)
-        handler: Callable[..., Any] = getattr(session, request.pop("do"))
-        try:
-            reply = {"value": handler(**request)}
-        except Exception as error:  # the parent turns whatever it was into one line
-            reply = {"error": next((part.strip() for part in str(error).splitlines() if part.strip()), repr(error))}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Session())
