@@ -73,7 +73,7 @@ def cutmix_box(height: tf.Tensor, width: tf.Tensor, share: tf.Tensor, position: 
     size = tf.stack([height, width])
     sides = tf.cast(tf.cast(size, tf.float32) * tf.sqrt(1 - share), tf.int32)
     middle = tf.minimum(tf.cast(tf.cast(size, tf.float32) * position, tf.int32), size - 1)
-    return tf.concat([tf.maximum(middle - sides // 2, 0), tf.minimum(middle + sides // 2, size)], 0)
+    return tf.concat([tf.maximum(middle - sides // 2, 0), tf.minimum(middle + (sides + 1) // 2, size)], 0)
 
 
 def _symmetric_beta(parameter: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
