@@ -215,7 +215,7 @@ def reason(error: Exception) -> str:
     """The line of a message that says what happened: TensorFlow's come after a heading and lines of source files."""
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.endswith(":") and not line.startswith(('File "', "[[{{"))]
-    return telling[0] if telling else repr(error)
+    return telling[0].split(" in %")[0] if telling else repr(error)  # XLA goes on with an instruction and its source
 
 
 if __name__ == "__main__":

@@ -478,3 +478,20 @@ def test_evaluation_of_short_batches_matches_numpy() -> None:
     assert result.count == 23
     assert result.loss == pytest.approx(-log_softmax[np.arange(23), test.labels].mean(), rel=1e-5)
     assert result.top1 == (logits.argmax(1) == test.labels).mean()
+
+
+def test_depthwise_convolutions_in_bfloat16_are_not_for_xla_on_cpus(tmp_path: Path) -> None:
+    def build() -> keras.Model:
+        images = keras.Input((8, 8, 3))
+        x = keras.layers.Flatten()(keras.layers.DepthwiseConv2D(3)(images))
+        return keras.Model(images, keras.layers.Dense(small.CLASSES, dtype="float32")(x))
+
+    with pytest.raises(ValueError, match="XLA cannot compile depthwise convolutions in bfloat16 on CPUs"):
+        training.train(
+            build,
+            small.make_dataset(),
+            small.recipe(precision="mixed_bfloat16"),
+            tmp_path,
+            training.make_strategy("one"),
+            jit_compile=True,
+        )
