@@ -25,10 +25,11 @@ from absl import flags
 from tqdm import tqdm
 
 from benchmarks import training_report
+from benchmarks.peers.measurement import progress
 from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
 from tflite.host import describe_host
-from tflite.measurements import Measurement, ratio
+from tflite.measurements import Measurement, ratio, rotated
 from tflite.process import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,7 +116,7 @@ def _measure(
     workers: list[Worker] = []
     skipped: list[dict[str, str]] = []
     with contextlib.ExitStack() as stack:
-        for program, precision in _progress(wanted, "load"):
+        for program, precision in progress(wanted, "load"):
             subject = f"{program}, {precision}"
             worker = stack.enter_context(
                 Worker(subject, module="benchmarks.training_worker", path=[str(ROOT)], runtime=program)
@@ -165,12 +166,8 @@ def _load(
 def _rounds(rows: list[Row], workers: list[Worker], settings: dict[str, Any]) -> None:
     """Every round starts with another row, so that drift of the machine meets all alike."""
     turns = list(zip(rows, workers, strict=True))
-    schedule = [
-        turn
-        for number in range(settings["rounds"])
-        for turn in turns[number % len(turns) :] + turns[: number % len(turns)]
-    ]
-    for row, worker in _progress(schedule, "measure"):
+    schedule = [turn for number in range(settings["rounds"]) for turn in rotated(turns, number)]
+    for row, worker in progress(schedule, "measure"):
         # The turns of the others emptied the caches.
         found = worker.request("steps", unrecorded=1, recorded=settings["steps"])
         row.measurement.rounds.append(found["latencies"])
@@ -213,10 +210,6 @@ def _to_json(row: Row, rows: list[Row], multiply_adds: int, batch_size: int) -> 
         "last_loss": row.losses[-1],
         "versions": row.versions,
     }
-
-
-def _progress(items: list[Any], name: str) -> "tqdm[Any]":
-    return tqdm(items, desc=name, leave=False, mininterval=0.5 if sys.stderr.isatty() else 30)
 
 
 def main(_: Sequence[str]) -> None:

@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mobiatt_tf.errors import UserError
 
@@ -103,6 +104,31 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"There is no file {path}.") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from None
+
+
+def take_lock(directory: str | os.PathLike[str]) -> TextIO:
+    """Keeps a directory, which is made if need be, to this process.
+
+    Returns:
+        The lock's open file: closing it frees the directory, as the kernel does when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it; `strerror` is that process's number, or "".
+        OSError: the directory cannot be made or written.
+    """
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    file = open(Path(directory) / ".lock", "a+")  # noqa: SIM115 (the caller closes it)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise BlockingIOError(error.errno, holder) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.machine import cpu_name, usable_cores
 from tflite.inspect import describe
-from tflite.measurements import Measurement, Measurements, Node, Plan, Profile
+from tflite.measurements import Measurement, Measurements, Node, Plan, Profile, rotated
 from tflite.process import Worker
 
 _PROFILE_TIMEOUT_SECONDS = 600
@@ -77,11 +77,7 @@ class HostDevice:
 
     def _measure(self, plan: Plan, found: Measurements, workers: list[Worker]) -> None:
         turns = list(zip(workers, found.measurements, strict=True))
-        schedule = [
-            (number, runs, turn)
-            for number, runs in enumerate(plan.rounds)
-            for turn in turns[number % len(turns) :] + turns[: number % len(turns)]
-        ]
+        schedule = [(number, runs, turn) for number, runs in enumerate(plan.rounds) for turn in rotated(turns, number)]
         for position, (_, runs, (worker, measurement)) in enumerate(_progress(schedule, "measure")):
             measurement.rounds.append(worker.request("invoke", unrecorded=1, recorded=runs))
             measurement.peak_bytes = worker.request("peak")

@@ -7,11 +7,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from tflite.inspect import Description
+
+T = TypeVar("T")
 
 _MOST_THREADS = 256  # with 100,000 the LiteRT runtime dies of a segmentation fault
 
@@ -209,6 +211,12 @@ class Ratio:
     median: float
     min: float
     max: float
+
+
+def rotated(turns: list[T], number: int) -> list[T]:
+    """The turns of round `number`: each round starts with another one, so that drift of the machine meets all alike."""
+    start = number % len(turns)
+    return turns[start:] + turns[:start]
 
 
 def ratio(measurement: Measurement, reference: Measurement) -> Ratio | None:

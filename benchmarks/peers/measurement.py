@@ -12,7 +12,7 @@ from tqdm import tqdm
 from benchmarks.peers.preparation import ROOT, Prepared
 from benchmarks.peers.programs import PROGRAMS, TOLERANCES, Variant
 from mobiatt_tf.errors import UserError
-from tflite.measurements import Measurement, ratio, summarize
+from tflite.measurements import Measurement, ratio, rotated, summarize
 from tflite.process import Worker
 
 RUNS_PER_ROUND = 3
@@ -66,7 +66,7 @@ def measure(
     skipped: dict[tuple[Variant, int], str] = {}
     wanted = [(one, threads) for threads in num_threads for one in prepared]
     with contextlib.ExitStack() as stack:
-        for one, threads in _progress(wanted, "load"):
+        for one, threads in progress(wanted, "load"):
             worker = stack.enter_context(_worker(one, threads))
             try:
                 rows.append(_load(worker, one, images, threads, len(rows)))
@@ -111,12 +111,8 @@ def _rounds(rows: list[Row], workers: list[Worker], runs: int) -> None:
     turns = list(zip(rows, workers, strict=True))
     full, rest = divmod(runs, RUNS_PER_ROUND)
     rounds = [RUNS_PER_ROUND] * full + [rest] * bool(rest)
-    schedule = [
-        (count, turn)
-        for number, count in enumerate(rounds)
-        for turn in turns[number % len(turns) :] + turns[: number % len(turns)]
-    ]
-    for count, (row, worker) in _progress(schedule, "measure"):
+    schedule = [(count, turn) for number, count in enumerate(rounds) for turn in rotated(turns, number)]
+    for count, (row, worker) in progress(schedule, "measure"):
         # The turns of the others emptied the caches.
         found = worker.request("invoke", unrecorded=1, recorded=count)
         row.measurement.rounds.append(found["latencies"])
@@ -124,7 +120,8 @@ def _rounds(rows: list[Row], workers: list[Worker], runs: int) -> None:
         row.wall_seconds += found["wall_seconds"]
 
 
-def _progress(items: list[Any], name: str) -> "tqdm[Any]":
+def progress(items: list[Any], name: str) -> "tqdm[Any]":
+    """The items, with a bar on standard error that shows the time left."""
     return tqdm(items, desc=name, leave=False, mininterval=0.5 if sys.stderr.isatty() else 30)
 
 

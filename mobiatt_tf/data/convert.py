@@ -7,7 +7,6 @@ A conversion that was stopped, in whatever way, goes on with the same command: w
 """
 
 import contextlib
-import fcntl
 import hashlib
 import math
 import signal
@@ -48,12 +47,14 @@ class _Plan:
         split_name: "train" or "test".
         split: where they come from.
         indices: int64 [K], which of them, in this order.
+        sizes: int64 [K], what `_sizes` says of them.
     """
 
     name: str
     split_name: str
     split: Split
     indices: np.ndarray
+    sizes: np.ndarray
 
 
 def convert(
@@ -126,12 +127,13 @@ def _plan(name: str, split: Split, shard_megabytes: float) -> list[_Plan]:
     """Deals a split out to shards: the same for the same images, whatever is or is not written yet."""
     # NumPy promises that the raw stream of Philox stays as it is; it does not promise so for `permutation`.
     order = np.argsort(np.random.Philox(key=_SEED).random_raw(len(split)), kind="stable")
-    sizes = _sizes(split)[order] + _OVERHEAD_BYTES
+    sizes = _sizes(split)[order]
+    stored = sizes + _OVERHEAD_BYTES
     shard_bytes = int(min(1e6 * shard_megabytes, 2.0**62))  # what fits into an int64
-    shards = np.unique((np.cumsum(sizes) - sizes) // shard_bytes, return_inverse=True)[1]
+    shards = np.unique((np.cumsum(stored) - stored) // shard_bytes, return_inverse=True)[1]
     count = int(shards[-1]) + 1 if len(shards) else 0
     return [
-        _Plan(f"{name}-{shard:05}-of-{count:05}.tfrecord", name, split, order[shards == shard])
+        _Plan(f"{name}-{shard:05}-of-{count:05}.tfrecord", name, split, order[shards == shard], sizes[shards == shard])
         for shard in range(count)
     ]
 
@@ -163,7 +165,7 @@ def _fingerprint(plans: list[_Plan]) -> str:
         elif chosen.records is not None:
             digest.update(chosen.records.fingerprint())
         else:
-            for file, size in zip(chosen.files or (), _sizes(chosen), strict=True):
+            for file, size in zip(chosen.files or (), plan.sizes, strict=True):
                 digest.update(f"{Path(file).name} {size}\n".encode())
     return digest.hexdigest()
 
@@ -172,15 +174,12 @@ def _fingerprint(plans: list[_Plan]) -> str:
 def _only_process(directory: Path) -> Iterator[None]:
     """Keeps the directory to this process. The kernel frees the lock when the process ends, however it ends."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "w")  # noqa: SIM115 (closed below)
+        lock = files.take_lock(directory)
+    except BlockingIOError:
+        raise UserError(f"Another process is converting to {directory}. Wait for it, or stop it.") from None
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}). Choose another --output_dir.") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process is converting to {directory}. Wait for it, or stop it.") from None
         yield
 
 

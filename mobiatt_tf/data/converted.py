@@ -7,8 +7,8 @@ from typing import Any
 from absl import logging
 
 from mobiatt_tf import files
-from mobiatt_tf.data.dataset import Dataset
-from mobiatt_tf.data.records import Shard, split_of_shards, warn_of_damage
+from mobiatt_tf.data.dataset import Dataset, warn_of_skipped
+from mobiatt_tf.data.records import Shard, split_of_shards
 from mobiatt_tf.errors import UserError
 
 INDEX = "index.json"
@@ -103,7 +103,7 @@ def load_converted(directory: Path, cache_path: Path, name: str) -> Dataset:
         problems += damaged
         if not len(splits[split]):
             raise UserError(f"{directory} has no whole {split} record{_first(damaged)}. Copy the files there again.")
-    warn_of_damage(problems, str(directory))
+    warn_of_skipped(problems, f"records of {directory} are damaged and are skipped")
     return Dataset(name, tuple(index["class_names"]), splits["train"], splits["test"], problems)
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from absl import logging
+
+_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,3 +216,16 @@ def held_out_of_each_class(labels: np.ndarray) -> np.ndarray:
         order = np.argsort(np.random.Philox(key=int(label)).random_raw(len(members)))
         test[members[order[: len(members) // 5]]] = True
     return test
+
+
+def warn_of_skipped(lines: Sequence[str], what: str) -> None:
+    """One warning for each of the first things that were left out, and one that counts them.
+
+    Args:
+        lines: "name: reason" of each.
+        what: follows their number in a sentence.
+    """
+    for line in lines[:_NAMES_SHOWN]:
+        logging.warning("Skipped %s", line)
+    if lines:
+        logging.warning("%d %s.", len(lines), what)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import logging
 
-from mobiatt_tf.data.dataset import Dataset, Split, held_out_by_name, split_of_files
+from mobiatt_tf.data.dataset import Dataset, Split, held_out_by_name, split_of_files, warn_of_skipped
 from mobiatt_tf.data.decoding import image_format, image_problem
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.files import write_bytes
@@ -75,8 +75,8 @@ def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Datase
     verdicts = _check(root, every_file, cache_path)
     unreadable = _with_reasons(root, {path: verdicts[path][2] for path in every_file if verdicts[path][2]})
     no_images = _with_reasons(root, left_out)
-    _warn_of_skipped(unreadable, f"images of {root} cannot be read and are skipped")
-    _warn_of_skipped(no_images, f"files of {root} are not images of a class and are skipped")
+    warn_of_skipped(unreadable, f"images of {root} cannot be read and are skipped")
+    warn_of_skipped(no_images, f"files of {root} are not images of a class and are skipped")
     _warn_of_rotation(root, sum(verdicts[path][3] for path in every_file))
 
     class_names = tuple(sorted(train_files))
@@ -258,13 +258,6 @@ def _asks_for_rotation(jpeg: bytes) -> bool:
 
 def _with_reasons(root: Path, reasons: dict[str, str]) -> tuple[str, ...]:
     return tuple(f"{_printable(os.path.relpath(path, root))}: {reason}" for path, reason in reasons.items())
-
-
-def _warn_of_skipped(lines: tuple[str, ...], what: str) -> None:
-    for line in lines[:_NAMES_SHOWN]:
-        logging.warning("Skipped %s", line)
-    if lines:
-        logging.warning("%d %s.", len(lines), what)
 
 
 def _warn_of_rotation(root: Path, rotated: int) -> None:

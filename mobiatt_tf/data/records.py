@@ -29,7 +29,6 @@ _HEADER = struct.Struct("<QI")  # the length and its checksum
 _CHECKSUM = struct.Struct("<I")
 _BLOCK = 256  # records that are examined at once
 _RULES = 1  # one more whenever the check decides otherwise than before: what older rules found is found out again
-_NAMES_SHOWN = 10
 _PROGRESS_FROM = 100_000_000  # bytes; less is checked in about a second
 
 # Of each whole record what `Records` describes, and the label.
@@ -111,14 +110,6 @@ def split_of_shards(
     paths = tuple(str(shard.path.absolute()) for shard in shards)
     records = Records(paths, file, image_key=image_key, whole_images=whole_images, **columns)
     return Split(labels, records=records), tuple(problem for each in found for problem in each.problems)
-
-
-def warn_of_damage(problems: Sequence[str], what: str) -> None:
-    """One warning for each of the first records that were left out, and one with their number."""
-    for line in problems[:_NAMES_SHOWN]:
-        logging.warning("Skipped %s", line)
-    if problems:
-        logging.warning("%d records of %s are damaged and are skipped.", len(problems), what)
 
 
 def _size(path: Path) -> int:

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mobiatt_tf.data.dataset import Dataset, Split, held_out_of_each_class
-from mobiatt_tf.data.records import Shard, split_of_shards, warn_of_damage
+from mobiatt_tf.data.dataset import Dataset, Split, held_out_of_each_class, warn_of_skipped
+from mobiatt_tf.data.records import Shard, split_of_shards
 from mobiatt_tf.errors import UserError, first_line
 
 _TEST_SPLITS = ("validation", "test")
@@ -85,7 +85,7 @@ def load_tfds(name: str, cache_path: Path) -> Dataset:
                 f"tfds:{name} has no whole {split} record ({problems[0] if problems else 'none at all'}). Delete "
                 f"{builder.data_dir} and run the same command again: it is prepared anew."
             )
-    warn_of_damage(problems, str(builder.data_dir))
+    warn_of_skipped(problems, f"records of {builder.data_dir} are damaged and are skipped")
     train, test = (splits["train"], splits[test_name]) if test_name else _hold_out(splits["train"])
     return Dataset(f"tfds:{name}", class_names, train, test, problems)
 

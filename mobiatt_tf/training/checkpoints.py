@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -204,22 +203,15 @@ def locked(directory: Path) -> Iterator[None]:
         UserError: another process holds it, or the directory cannot be written.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / ".lock", "a+")  # noqa: SIM115 (closed below)
+        lock = files.take_lock(directory)
+    except BlockingIOError as error:
+        raise UserError(
+            f"Process {error.strerror or 'unknown'} is already training in {directory}. "
+            "Wait for it, stop it, or choose another output directory."
+        ) from None
     except OSError as error:
         raise UserError(f"{directory} cannot be used ({error.strerror}). Choose another output directory.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"Process {file.read().strip() or 'unknown'} is already training in {directory}. "
-                "Wait for it, stop it, or choose another output directory."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with lock:
         yield
 
 

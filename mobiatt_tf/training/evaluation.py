@@ -11,7 +11,6 @@ logits by the same code. Stopped by Ctrl-C or SIGTERM, the same command goes on 
 import contextlib
 import hashlib
 import json
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,8 +29,8 @@ from mobiatt_tf.machine import usable_cores
 from mobiatt_tf.training import evaluation_report, graphs, metrics
 from mobiatt_tf.training.evaluator import Evaluation
 from mobiatt_tf.training.graphs import Graph
-from mobiatt_tf.training.identity import fingerprint
-from mobiatt_tf.training.interrupts import StopSignals
+from mobiatt_tf.training.identity import add_split, fingerprint
+from mobiatt_tf.training.interrupts import Interrupted, StopSignals
 from mobiatt_tf.training.logs import machine
 from mobiatt_tf.training.strategy import make_strategy
 from mobiatt_tf.verification import dataset_of_run
@@ -40,17 +39,12 @@ _UNFINISHED = "unfinished"  # the directory with the logits of a run that was st
 _SAVE_EVERY = 64  # batches between two writes of the logits so far
 
 
-class EvaluationInterrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, it is no error)
-    """A signal stopped the evaluation after the logits so far were written.
-
-    Attributes:
-        exit_status: 128 plus the signal's number, the shell's convention: 143 for SIGTERM, 130 for Ctrl-C.
-    """
+class EvaluationInterrupted(Interrupted):
+    """A signal stopped the evaluation after the logits so far were written."""
 
     def __init__(self, signal_number: int, graph: Graph, done: int, total: int) -> None:
-        name = signal.Signals(signal_number).name
-        super().__init__(f"{name}: {done} of {total} images of {graph.path} are done; the same command goes on there.")
-        self.exit_status = 128 + signal_number
+        text = f"{done} of {total} images of {graph.path} are done; the same command goes on there."
+        super().__init__(signal_number, text)
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ def evaluate(
                 "the data that it was trained on."
             )
     results: list[Result] = []
-    kept = [work_dir / f"{_key(graph, split)}.npy" for graph in found]
+    kept = [work_dir / f"{_key(graph, split, class_names)}.npy" for graph in found]
     first: np.ndarray | None = None  # the first graph's predictions, int64 [N]
     for graph, path in zip(found, kept, strict=True):
         logits = _logits(graph, split, path, signals or StopSignals(), progress)
@@ -161,16 +155,13 @@ def _logits(graph: Graph, split: data.Split, path: Path, signals: StopSignals, p
     return np.concatenate(parts)
 
 
-def _key(graph: Graph, split: data.Split) -> str:
+def _key(graph: Graph, split: data.Split, class_names: Sequence[str]) -> str:
     """A name for these logits: everything that they depend on."""
     names = [split.name_of(index) for index in range(len(split))]
     content = [graph.sha256, graph.format, graph.weights, graph.runtime, graph.image_size, names]
     digest = hashlib.sha256(json.dumps(content).encode())
-    digest.update(split.labels.tobytes())
-    if split.images is not None:
-        digest.update(split.images.tobytes())
-    if split.records is not None:  # their names are the same in every conversion
-        digest.update(split.records.fingerprint() + bytes([split.whole_images]))
+    digest.update(bytes([split.whole_images]))
+    add_split(digest, split, class_names)
     return digest.hexdigest()[:32]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +94,28 @@ def fingerprint(dataset: data.Dataset) -> str:
     """16 hexadecimal digits of SHA-256 over labels and pixels, or over labels and class, name and size of each file."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.test):
-        digest.update(split.labels.tobytes())
-        if split.images is not None:
-            digest.update(split.images.tobytes())
-        for name, label in zip(split.files or (), split.labels, strict=False):
-            path = Path(name)
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise UserError(
-                    f"The image {path} can no longer be read ({error.strerror}). Put the file back and give the same "
-                    "command again."
-                ) from error
-            entry = f"{dataset.class_names[label]}/{path.name} {size}\n"
-            digest.update(entry.encode(errors="surrogateescape"))
-        if split.records is not None:
-            digest.update(split.records.fingerprint())
+        add_split(digest, split, dataset.class_names)
     return digest.hexdigest()[:16]
+
+
+def add_split(digest: "hashlib._Hash", split: data.Split, class_names: Sequence[str]) -> None:
+    """Adds what tells a split apart: labels and pixels, or class, name and size of each file, or records' checksums."""
+    digest.update(split.labels.tobytes())
+    if split.images is not None:
+        digest.update(split.images.tobytes())
+    for name, label in zip(split.files or (), split.labels, strict=False):
+        path = Path(name)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise UserError(
+                f"The image {path} can no longer be read ({error.strerror}). Put the file back and give the same "
+                "command again."
+            ) from error
+        entry = f"{class_names[label]}/{path.name} {size}\n"
+        digest.update(entry.encode(errors="surrogateescape"))
+    if split.records is not None:
+        digest.update(split.records.fingerprint())
 
 
 def finished_results(output_dir: Path, total_steps: int) -> dict[str, Any] | None:

@@ -6,17 +6,23 @@ from types import FrameType
 from typing import Any, Self
 
 
-class TrainingInterrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, it is no error)
-    """A signal stopped the training after a checkpoint was written.
+class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, it is no error)
+    """A signal stopped some work, of which nothing is lost.
 
     Attributes:
         exit_status: 128 plus the signal's number, the shell's convention: 143 for SIGTERM, 130 for Ctrl-C.
     """
 
-    def __init__(self, signal_number: int, step: int, total_steps: int) -> None:
-        name = signal.Signals(signal_number).name
-        super().__init__(f"{name}: saved at step {step} of {total_steps}. The same command goes on from there.")
+    def __init__(self, signal_number: int, text: str) -> None:
+        super().__init__(f"{signal.Signals(signal_number).name}: {text}")
         self.exit_status = 128 + signal_number
+
+
+class TrainingInterrupted(Interrupted):
+    """A signal stopped the training after a checkpoint was written."""
+
+    def __init__(self, signal_number: int, step: int, total_steps: int) -> None:
+        super().__init__(signal_number, f"saved at step {step} of {total_steps}. The same command goes on from there.")
 
 
 class StopSignals:

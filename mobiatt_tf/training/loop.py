@@ -133,7 +133,9 @@ def train(
         if workers.is_chief:
             check_same_run(output_dir, identity)
             _note_skipped(output_dir, dataset)
-        run = _Run(model, dataset, recipe, output_dir, strategy, cadence or Cadence(), signals, jit_compile, teacher)
+        run = _Run(
+            model, dataset, recipe, output_dir, strategy, workers, cadence or Cadence(), signals, jit_compile, teacher
+        )
         return run.finish(identity, show_progress)
 
 
@@ -155,14 +157,14 @@ class _Run:
         recipe: Recipe,
         output_dir: Path,
         strategy: tf.distribute.Strategy,
+        workers: Workers,
         cadence: Cadence,
         signals: StopSignals,
         jit_compile: bool,
         teacher: Teacher | None,
     ) -> None:
         self.model, self.dataset, self.recipe, self.strategy = model, dataset, recipe, strategy
-        self.output_dir, self.cadence, self.signals = output_dir, cadence, signals
-        self.workers = Workers(strategy)
+        self.output_dir, self.workers, self.cadence, self.signals = output_dir, workers, cadence, signals
         self.steps_per_epoch = steps_per_epoch(dataset, recipe, strategy)
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.schedule = make_schedule(recipe, self.steps_per_epoch)

@@ -1,14 +1,11 @@
 """The converter as a process: killed, stopped, out of space, run twice; and what it refuses."""
 
-import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from mobiatt_tf.data import converted, records
 from mobiatt_tf.data.convert import check_flags, convert
 from mobiatt_tf.errors import UserError
 from tests.data.conftest import make_image
+from tests.processes import largest_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,17 +214,6 @@ def test_verify_says_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "a.tfrecord").touch()
     with pytest.raises(UserError, match=r"has TFRecord files but no index\.json"):
         converted.verify(tmp_path, lambda read: None)
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A limit on the size of files, in bytes, stands in for a full disk: the kernel refuses the write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_one_clear_error(dataset: data.Dataset, tmp_path: Path) -> None:

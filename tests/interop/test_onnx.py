@@ -1,9 +1,6 @@
 """ONNX: named ends, any batch or a fixed one, the same logits in onnxruntime, and nothing kept that differs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -15,8 +12,8 @@ import mobiatt_tf.interop.onnx as exporter
 from keras_models import FAMILIES
 from mobiatt_tf import data, quantization, verification
 from mobiatt_tf.errors import UserError
+from tests.processes import run_module
 
-ROOT = Path(__file__).parents[2]
 to_numpy = keras.ops.convert_to_numpy
 
 
@@ -126,22 +123,13 @@ def test_a_model_for_quantization_aware_training_becomes_qdq(family: str, tmp_pa
     assert result.op_counts["QuantizeLinear"] == result.op_counts["DequantizeLinear"] >= 2 * rounded
 
 
-def call(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mobiatt_tf.interop.onnx", *flags],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 def test_command_line(tmp_path: Path) -> None:
     """A saved PVTv2: its layers must be known to a program that never imports keras_models."""
     build("pvt_v2").save(tmp_path / "model.keras")
-    done = call(f"--checkpoint={tmp_path}", f"--output={tmp_path}/model.onnx", "--check_images=4")
+    done = run_module(
+        "mobiatt_tf.interop.onnx", f"--checkpoint={tmp_path}", f"--output={tmp_path}/model.onnx", "--check_images=4"
+    )
     assert done.returncode == 0, done.stderr
     assert "same class on 100.00% of 4 real images" in done.stdout
     assert "crops of two photographs" in done.stdout
@@ -150,7 +138,7 @@ def test_command_line(tmp_path: Path) -> None:
         ([f"--checkpoint={tmp_path}/absent", f"--output={tmp_path}/other.onnx"], "There is no model at"),
         ([f"--checkpoint={tmp_path}", f"--output={tmp_path}/o.onnx", "--dataset=nowhere"], "no dataset or directory"),
     ):
-        failed = call(*flags)
+        failed = run_module("mobiatt_tf.interop.onnx", *flags)
         assert failed.returncode == 1
         assert message in failed.stderr
         assert "Traceback" not in failed.stderr

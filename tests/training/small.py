@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,21 @@ def read_lines(directory: Path) -> list[dict[str, Any]]:
     """The log's lines without what differs from run to run: the speed."""
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def losses(directory: Path) -> np.ndarray:
+    """The losses of the log's training lines, in order."""
+    return np.array([line["loss"] for line in read_lines(directory) if line["kind"] == "train"])
+
+
+def wait_for_step(process: subprocess.Popen[str], directory: Path, step: int, seconds: float = 120) -> None:
+    """Returns when the log of a run that is under way has the line of this step."""
+    log = directory / "log.jsonl"
+    deadline = time.monotonic() + seconds
+    while not (log.exists() and f'"step": {step},' in log.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def start(action: str, directory: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:

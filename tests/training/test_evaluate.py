@@ -1,10 +1,7 @@
 """python -m mobiatt_tf.training.evaluate: the same model in every format, and what goes wrong."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,8 @@ from mobiatt_tf.layers import ConvBN
 from mobiatt_tf.training import evaluation, evaluation_report, graphs, metrics
 from mobiatt_tf.training.graphs import Graph
 from mobiatt_tf.training.interrupts import StopSignals
-from tests.training.small import ROOT, make_dataset, make_model, recipe
+from tests.processes import run_module
+from tests.training.small import make_dataset, make_model, recipe
 from tests.training.test_metrics import assert_same
 
 CLASSES = 10
@@ -307,22 +305,16 @@ def test_probabilities_in_place_of_logits_are_said(tmp_path: Path) -> None:
 # The command.
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mobiatt_tf.training.evaluate", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 def test_the_command_leaves_table_json_and_picture(formats: Formats, tmp_path: Path) -> None:
     paths = [formats.path(name) for name in ("model.keras", "float32.tflite", "int8.tflite")]
-    done = call(
-        f"--graph={','.join(paths)}", "--dataset=digits", "--limit=50", "--num_threads=1", f"--output_dir={tmp_path}"
+    done = run_module(
+        "mobiatt_tf.training.evaluate",
+        f"--graph={','.join(paths)}",
+        "--dataset=digits",
+        "--limit=50",
+        "--num_threads=1",
+        f"--output_dir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "evaluation.json").read_text())

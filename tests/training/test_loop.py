@@ -1,12 +1,10 @@
 """The loop in this process, on one device."""
 
-import contextlib
 import dataclasses
 import json
 import multiprocessing
-import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from mobiatt_tf import data, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.training.checkpoints import locked
 from mobiatt_tf.training.logs import RunLog
+from tests.processes import largest_file
 from tests.training import small
 
 
@@ -370,19 +369,8 @@ def _hold_lock(directory: str, held: Event, done: Event) -> None:
         done.wait(60)
 
 
-@contextlib.contextmanager
-def _largest_file(size: int) -> Iterator[None]:
-    """A limit on the size of files, in bytes, stands in for a full disk: the kernel refuses the write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    with _largest_file(4000), pytest.raises(UserError, match=r"checkpoint of step 6 cannot be written"):
+    with largest_file(4000), pytest.raises(UserError, match=r"checkpoint of step 6 cannot be written"):
         run(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*.json"))
     assert run(tmp_path)["step"] == 24
@@ -390,7 +378,7 @@ def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_disk_that_fills_up_under_the_log(tmp_path: Path) -> None:
     """Whichever of the log and the TensorBoard events is refused first."""
-    with _largest_file(1500), pytest.raises(UserError, match=r"The log cannot be written to .*\(.+\)\. Make room"):
+    with largest_file(1500), pytest.raises(UserError, match=r"The log cannot be written to .*\(.+\)\. Make room"):
         training.train(
             small.make_model,
             small.make_dataset(),
@@ -416,19 +404,19 @@ _LINE = {"kind": "train", "step": 1, "loss": 1.0, "learning_rate": 0.5}  # 64 by
 def test_every_file_of_the_log_reports_a_full_disk(limit: int, line: dict[str, object], tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"The log cannot be written to [^{]* \([^{]*File too large\)"),
-        _largest_file(limit),
+        largest_file(limit),
         RunLog(tmp_path) as log,
     ):
         log.write(line)
 
 
 def test_closing_the_log_reports_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="The log cannot be written"), _largest_file(200):
+    with pytest.raises(UserError, match="The log cannot be written"), largest_file(200):
         _write_and_close(tmp_path)
 
 
 def test_closing_the_log_does_not_hide_another_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="first"), _largest_file(200):
+    with pytest.raises(KeyError, match="first"), largest_file(200):
         _write_and_close(tmp_path, KeyError("first"))
 
 

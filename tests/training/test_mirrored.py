@@ -20,13 +20,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def losses(directory: Path) -> np.ndarray:
-    return np.array([line["loss"] for line in small.read_lines(directory) if line["kind"] == "train"])
-
-
 @pytest.mark.parametrize("suffix", ["", "_clipped", "_everything"])
 def test_losses_are_those_of_one_device(runs: Path, suffix: str) -> None:
-    one, two = losses(runs / f"one{suffix}"), losses(runs / f"two{suffix}")
+    one, two = small.losses(runs / f"one{suffix}"), small.losses(runs / f"two{suffix}")
     assert len(one) == 20
     assert one[-1] < one[0]
     np.testing.assert_allclose(two, one, atol=1e-5)
@@ -34,14 +30,14 @@ def test_losses_are_those_of_one_device(runs: Path, suffix: str) -> None:
 
 def test_masks_of_dropout_and_drop_path_go_by_the_place_in_the_batch(runs: Path) -> None:
     """Two devices draw what one device draws in two parts; layer-wise decay and two heads are the same, too."""
-    one, two = losses(runs / "one_deit"), losses(runs / "two_deit")
+    one, two = small.losses(runs / "one_deit"), small.losses(runs / "two_deit")
     assert len(one) == 6
     np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 def test_bfloat16_differs_by_its_rounding_alone(runs: Path) -> None:
     """Each device rounds its own share of a gradient to 8 bits, so that only the first losses are the same."""
-    one, two = losses(runs / "one_bfloat16"), losses(runs / "two_bfloat16")
+    one, two = small.losses(runs / "one_bfloat16"), small.losses(runs / "two_bfloat16")
     assert abs(two[0] - one[0]) < 1e-5
     np.testing.assert_allclose(two, one, rtol=2**-8)
 
@@ -57,7 +53,7 @@ def test_gradients_are_those_of_the_whole_batch(runs: Path, name: str) -> None:
 
 
 def test_clipping_changes_the_run(runs: Path) -> None:
-    assert np.abs(losses(runs / "one_clipped") - losses(runs / "one")).max() > 1e-3
+    assert np.abs(small.losses(runs / "one_clipped") - small.losses(runs / "one")).max() > 1e-3
 
 
 def test_evaluation_counts_every_image_once(runs: Path) -> None:

@@ -1,7 +1,6 @@
 """A run that is killed or stopped goes on as if nothing had happened: real processes, real signals."""
 
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +31,7 @@ def final_weights(directory: Path) -> dict[str, np.ndarray]:
 def send_in_mid_epoch(directory: Path, number: signal.Signals) -> tuple[int, str]:
     """Sends the signal when the log has passed step 600 (in the third of four epochs); returns status and errors."""
     process = small.start("long", directory)
-    log = directory / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and '"step": 602' in log.read_text()):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    small.wait_for_step(process, directory, 602)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +44,11 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
             process.kill()
 
 
-def losses(directory: Path) -> np.ndarray:
-    return np.array([line["loss"] for line in small.read_lines(directory) if line["kind"] == "train"])
-
-
-def wait_for_step(process: subprocess.Popen[str], directory: Path, step: int) -> None:
-    log = directory / "log.jsonl"
-    deadline = time.monotonic() + 180
-    while not (log.exists() and f'"step": {step},' in log.read_text()):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def run_together(action: str, directory: Path) -> Path:
+    """An action of two workers to its end."""
+    for status, errors in finish(start_workers(action, [directory, directory])):
+        assert status == 0, errors
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +63,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by two workers."""
-    directory = tmp_path_factory.mktemp("together")
-    for status, errors in finish(start_workers("workers", [directory, directory])):
-        assert status == 0, errors
-    return directory
+    return run_together("workers", tmp_path_factory.mktemp("together"))
 
 
 @pytest.mark.slow
 def test_two_workers_have_the_losses_of_one_process(alone: Path, together: Path) -> None:
-    one, two = losses(alone), losses(together)
+    one, two = small.losses(alone), small.losses(together)
     assert len(one) == 20
     assert one[-1] < one[0]
     np.testing.assert_allclose(two, one, atol=1e-5)
@@ -102,7 +92,7 @@ def test_the_chief_alone_writes(together: Path) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_run_goes_on_after_a_worker_was_killed(tmp_path: Path, long_together: Path, victim: int) -> None:
     processes = start_workers("long_workers", [tmp_path, tmp_path])
-    wait_for_step(processes[0], tmp_path, 49)
+    small.wait_for_step(processes[0], tmp_path, 49, seconds=180)
     processes[victim].send_signal(signal.SIGKILL)
     ended = finish(processes)
     assert ended[victim][0] == -signal.SIGKILL
@@ -111,32 +101,27 @@ def test_the_run_goes_on_after_a_worker_was_killed(tmp_path: Path, long_together
     print(status, errors)
     assert "lost another worker" in errors
     assert "Start all of them again" in errors
-    for status, errors in finish(start_workers("long_workers", [tmp_path, tmp_path])):
-        assert status == 0, errors
+    run_together("long_workers", tmp_path)
     assert_same_run(tmp_path, long_together)
 
 
 @pytest.fixture(scope="module")
 def long_together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A longer run of two workers that nobody stops."""
-    directory = tmp_path_factory.mktemp("long")
-    for status, errors in finish(start_workers("long_workers", [directory, directory])):
-        assert status == 0, errors
-    return directory
+    return run_together("long_workers", tmp_path_factory.mktemp("long"))
 
 
 @pytest.mark.slow
 def test_both_stop_when_one_is_told_to(tmp_path: Path, long_together: Path) -> None:
     processes = start_workers("long_workers", [tmp_path, tmp_path])
-    wait_for_step(processes[0], tmp_path, 49)
+    small.wait_for_step(processes[0], tmp_path, 49, seconds=180)
     processes[1].send_signal(signal.SIGTERM)
     ended = finish(processes)
     assert [status for status, _ in ended] == [143, 143], ended
     saved = {errors.split("saved at step ")[1].split()[0] for _, errors in ended}
     assert len(saved) == 1
     assert (tmp_path / "checkpoints" / f"step_{int(saved.pop()):09d}.json").exists()
-    for status, errors in finish(start_workers("long_workers", [tmp_path, tmp_path])):
-        assert status == 0, errors
+    run_together("long_workers", tmp_path)
     assert_same_run(tmp_path, long_together)
 
 
