@@ -8,23 +8,29 @@ from absl import app, flags, logging
 from mobiatt_tf.errors import UserError
 
 
-def run(main: Callable[[Sequence[str]], None], positional: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[[Sequence[str]], None], positional: Sequence[str] = (), *, repeated: str | None = None
+) -> None:
     """Runs an absl main; a `UserError` becomes one line on standard error and exit status 1, Ctrl-C exit status 130.
 
     Args:
         main: receives the program's name and the positional arguments.
         positional: names of the arguments that are not flags, exactly as many as must be given, in order; flags may
             stand before or after them.
+        repeated: the name of what may be given any number of times after them, at least once; None: nothing.
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        if not positional and len(argv) > 1:
+        if not positional and not repeated and len(argv) > 1:
             raise app.UsageError(f"Unexpected arguments {list(argv[1:])}: every option is a flag, as in --name=value.")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # else TensorFlow reports every function that it saves
         try:
-            if len(argv) != 1 + len(positional):
-                given = " ".join(argv[1:]) or "nothing"
+            given = " ".join(argv[1:]) or "nothing"
+            if repeated and len(argv) < 2 + len(positional):
+                wanted = " ".join([*positional, repeated])
+                raise UserError(f"Give {wanted} ... beside the flags; given: {given}.")
+            if not repeated and len(argv) != 1 + len(positional):
                 raise UserError(f"Give exactly {' '.join(positional)} beside the flags; given: {given}.")
             main(argv)
         except UserError as error:

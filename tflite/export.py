@@ -19,6 +19,7 @@ from absl import flags
 
 from keras_models.command_line import define_check_flags, define_model_flags, model_from_flags
 from mobiatt_tf import cli, files, verification
+from mobiatt_tf.complexity import attention_stages
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import rebuild
 from tflite import convert, inspect, verify
@@ -30,7 +31,7 @@ CHECK_IMAGES = 128
 
 @dataclass(frozen=True)
 class Export:
-    """A file that passed its checks."""
+    """A file that passed its checks; `tokens` are those of the attention of each stage that has any."""
 
     path: Path
     format: str
@@ -38,6 +39,8 @@ class Export:
     description: inspect.Description
     median_seconds: float
     target: str = "arm"
+    model: str = ""
+    tokens: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the JSON beside the file."""
@@ -45,6 +48,8 @@ class Export:
             "file": self.path.name,
             "format": self.format,
             "target": self.target,
+            "model": self.model,
+            "tokens": list(self.tokens),
             "sha256": files.sha256(self.path),
             "verification": {**dataclasses.asdict(self.comparison), "passed": self.comparison.passed},
             "latency": {"median_seconds": self.median_seconds, "threads": 1, "device": "host"},
@@ -100,7 +105,16 @@ def export(
         # No moment at which a new file stands beside the report of an old one.
         output.with_suffix(".json").unlink(missing_ok=True)
     description = dataclasses.replace(description, path=str(output))
-    result = Export(output, format, comparison, description, float(np.median(found.measurements[0].latencies)), target)
+    result = Export(
+        output,
+        format,
+        comparison,
+        description,
+        median_seconds=float(np.median(found.measurements[0].latencies)),
+        target=target,
+        model=model.name,
+        tokens=tuple(stage["tokens"] for stage in attention_stages(model)),
+    )
     files.write_json(output.with_suffix(".json"), result.to_json())
     return result
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.machine import cpu_name, usable_cores
+from tflite import results
 from tflite.inspect import describe
 from tflite.measurements import Measurement, Measurements, Node, Plan, Profile, rotated
 from tflite.process import Worker
@@ -34,11 +35,13 @@ class HostDevice:
         for file in plan.inputs or ():
             if not file.is_file():
                 raise UserError(f"There is no input file {file}.")
+        descriptions = tuple(describe(graph, max(plan.num_threads)) for graph in plan.graphs)
         found = Measurements(
             device=describe_host(),
             plan=plan,
-            descriptions=tuple(describe(graph, max(plan.num_threads)) for graph in plan.graphs),
+            descriptions=descriptions,
             measurements=[],
+            exports=tuple(results.read_export(description) for description in descriptions),
         )
         for description in found.descriptions:
             if description.delegate_partitions is None:
@@ -120,8 +123,11 @@ def describe_host() -> dict[str, Any]:
     governor = None
     with contextlib.suppress(OSError):
         governor = _GOVERNOR.read_text().strip()
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    runtime = f"ai-edge-litert {_litert_version()}"
     return {
         "kind": "host",
+        "name": cpu_name(),
         "cpu": cpu_name(),
         "logical_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
@@ -131,5 +137,11 @@ def describe_host() -> dict[str, Any]:
         "python": platform.python_version(),
         "ai_edge_litert": _litert_version(),
         "delegate": "XNNPACK",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "runtime": runtime,
+        "date": date,
+        "headline": [
+            f"{cpu_name()}, {usable_cores()} of {os.cpu_count()} cores usable, governor {governor or 'unknown'}, "
+            f"{platform.platform()}",
+            f"{runtime}, XNNPACK, python {platform.python_version()}, {date}",
+        ],
     }

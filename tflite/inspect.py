@@ -45,6 +45,7 @@ class Description:
 
     Attributes:
         path: the file.
+        sha256: its checksum, 64 hexadecimal digits.
         size_bytes: its size.
         inputs: tensors of the main subgraph, in the file's order.
         outputs: likewise.
@@ -63,6 +64,7 @@ class Description:
     """
 
     path: str
+    sha256: str
     size_bytes: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -102,6 +104,7 @@ def describe(path: str | os.PathLike[str], num_threads: int = 1) -> Description:
     delegation = value["delegation"] or {}
     return Description(
         path=str(path),
+        sha256=files.sha256(path),
         size_bytes=size,
         inputs=tuple(_tensor(tensor) for tensor in value["inputs"]),
         outputs=tuple(_tensor(tensor) for tensor in value["outputs"]),

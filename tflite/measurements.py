@@ -3,9 +3,10 @@
 A device implements `Device.run`. Tables, JSON and pictures are made from `Measurements` alone.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -115,19 +116,55 @@ class Profile:
         return sorted(self.nodes, key=lambda node: -node.seconds)[:count]
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Of recorded latencies, in seconds; p90 is linearly interpolated, deviation is the sample's.
+
+    `median` and `p90` are None where a device reports neither the latencies nor these.
+    """
+
+    runs: int
+    min: float
+    median: float | None
+    p90: float | None
+    mean: float
+    standard_deviation: float
+
+    @property
+    def typical(self) -> float:
+        """The median, or the mean where there is none."""
+        return self.mean if self.median is None else self.median
+
+
+@dataclass(frozen=True)
+class Delegation:
+    """What a delegate took of a graph, as the device itself said; `partitions` is None where it did not say."""
+
+    delegate: str
+    nodes: int | None
+    delegated_nodes: int | None
+    partitions: int | None
+
+
 @dataclass
 class Measurement:
-    """One graph at one thread count; filled round by round.
+    """One graph at one thread count with one backend; filled round by round.
 
     Attributes:
         graph: index into the plan's graphs.
         label: the graph's short name.
         num_threads: threads.
+        backend: what computes: "XNNPACK", "GPU", "CPU" (the runtime's own kernels), "WASM" or "WebGPU".
         load_seconds: creating the interpreter and allocating tensors, which packs weights; the file may be cached.
         first_run_seconds: the first invocation.
-        rounds: recorded latencies in seconds, one list per round.
+        rounds: recorded latencies in seconds, one list per round; empty where the device reports no single latency.
+        round_statistics: one summary per round, where that is all that the device reports.
+        invocations_per_latency: a clock too coarse for one invocation times several; latencies are per invocation.
         peak_bytes: the largest resident size of the process that held this model alone.
         baseline_bytes: the same process's resident size before it loaded the model.
+        output_error: the greatest difference of the outputs from those of this computer's LiteRT, relative to their
+            largest value, where the device hands outputs back.
+        delegation: what the device said of its delegate; None: see the graph's description.
         profile: time per operator.
         profile_error: why there is none.
     """
@@ -137,9 +174,14 @@ class Measurement:
     num_threads: int
     load_seconds: float
     first_run_seconds: float
+    backend: str = "XNNPACK"
     baseline_bytes: int | None = None
     peak_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)
+    round_statistics: list[Statistics] = field(default_factory=list)
+    invocations_per_latency: int = 1
+    output_error: float | None = None
+    delegation: Delegation | None = None
     profile: Profile | None = None
     profile_error: str | None = None
 
@@ -147,6 +189,17 @@ class Measurement:
     def latencies(self) -> list[float]:
         """All recorded latencies in seconds, in order."""
         return [latency for latencies in self.rounds for latency in latencies]
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Over all rounds; None before the first."""
+        return summarize(self.latencies) or pooled(self.round_statistics)
+
+    @property
+    def round_latencies(self) -> list[float]:
+        """The typical latency of each round in seconds: its median, or its mean where the device reports no median."""
+        summaries = [summarize(latencies) for latencies in self.rounds] or self.round_statistics
+        return [summary.typical for summary in summaries if summary]
 
     @property
     def model_bytes(self) -> int | None:
@@ -158,13 +211,26 @@ class Measurement:
 
 @dataclass
 class Measurements:
-    """Everything one benchmark found; `device` says where, `interrupted` that it was stopped early."""
+    """Everything one benchmark found.
+
+    Attributes:
+        device: where. Always `kind` (host, adb, browser), `name` (as a person calls it), `runtime`, `date` (ISO, UTC)
+            and `headline` (the lines that stand above tables); beside them what that kind of device tells of itself.
+        plan: what was to be measured.
+        descriptions: one per graph.
+        measurements: one per graph, thread count and backend.
+        interrupted: stopped early.
+        warnings: what a reader must know to judge the figures.
+        exports: for each graph what its export says of it (`tflite.results.read_export`), or None.
+    """
 
     device: dict[str, Any]
     plan: Plan
     descriptions: tuple[Description, ...]
     measurements: list[Measurement]
     interrupted: bool = False
+    warnings: list[str] = field(default_factory=list)
+    exports: tuple[dict[str, Any] | None, ...] = ()
 
 
 class Device(Protocol):
@@ -176,18 +242,6 @@ class Device(Protocol):
         Raises:
             UserError: a file or the device cannot be used.
         """
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of recorded latencies, in seconds; p90 is linearly interpolated, deviation is the sample's."""
-
-    runs: int
-    min: float
-    median: float
-    p90: float
-    mean: float
-    standard_deviation: float
 
 
 def summarize(latencies: Sequence[float]) -> Statistics | None:
@@ -204,9 +258,31 @@ def summarize(latencies: Sequence[float]) -> Statistics | None:
     )
 
 
+def pooled(rounds: Sequence[Statistics]) -> Statistics | None:
+    """Statistics over several rounds of which only summaries are known; None of none.
+
+    Runs, minimum, mean and standard deviation are those of all runs together; the median is the median of the rounds'
+    medians, and p90 is not known.
+    """
+    if not rounds:
+        return None
+    runs = sum(one.runs for one in rounds)
+    mean = sum(one.runs * one.mean for one in rounds) / runs
+    squares = sum((one.runs - 1) * one.standard_deviation**2 + one.runs * (one.mean - mean) ** 2 for one in rounds)
+    medians = [one.median for one in rounds if one.median is not None]
+    return Statistics(
+        runs=runs,
+        min=min(one.min for one in rounds),
+        median=statistics.median(medians) if len(medians) == len(rounds) else None,
+        p90=None,
+        mean=mean,
+        standard_deviation=math.sqrt(squares / (runs - 1)) if runs > 1 else 0.0,
+    )
+
+
 @dataclass(frozen=True)
 class Ratio:
-    """Latency relative to the first graph at the same thread count, paired by round: median, least and greatest."""
+    """Latency relative to the first graph at equal threads and backend, paired by round: median, least and greatest."""
 
     median: float
     min: float
@@ -221,46 +297,15 @@ def rotated(turns: list[T], number: int) -> list[T]:
 
 def ratio(measurement: Measurement, reference: Measurement) -> Ratio | None:
     """Compares round by round (medians of the same round), so that slow drift of the device cancels."""
-    ratios = [
-        statistics.median(own) / statistics.median(other)
-        for own, other in zip(measurement.rounds, reference.rounds, strict=False)
-    ]
+    pairs = zip(measurement.round_latencies, reference.round_latencies, strict=False)
+    ratios = [own / other for own, other in pairs]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
 
 
 def reference_of(measurements: Measurements, measurement: Measurement) -> Measurement:
-    """The first graph's measurement at the same thread count."""
+    """The first graph's measurement at the same thread count and backend."""
     return next(
         other
         for other in measurements.measurements
-        if other.graph == 0 and other.num_threads == measurement.num_threads
+        if (other.graph, other.num_threads, other.backend) == (0, measurement.num_threads, measurement.backend)
     )
-
-
-def to_json(measurements: Measurements) -> dict[str, Any]:
-    """Everything as plain values: plan, device, descriptions, every raw latency in order, statistics, profiles."""
-    plan = asdict(measurements.plan)
-    plan["graphs"] = [str(graph) for graph in measurements.plan.graphs]
-    plan["inputs"] = [str(path) for path in measurements.plan.inputs] if measurements.plan.inputs else None
-    return {
-        "interrupted": measurements.interrupted,
-        "device": measurements.device,
-        "plan": plan,
-        "graphs": [asdict(description) for description in measurements.descriptions],
-        "measurements": [_to_json(measurement, measurements) for measurement in measurements.measurements],
-    }
-
-
-def _to_json(measurement: Measurement, measurements: Measurements) -> dict[str, Any]:
-    found = summarize(measurement.latencies)
-    relative = ratio(measurement, reference_of(measurements, measurement))
-    value = asdict(measurement)
-    value["model_bytes"] = measurement.model_bytes
-    value["latency_seconds"] = asdict(found) if found else None
-    value["ratio_to_first_graph"] = asdict(relative) if relative else None
-    if measurement.profile:
-        value["profile"]["by_type"] = [
-            {"op": name, "count": count, "seconds": seconds, "share": seconds / measurement.profile.invoke_seconds}
-            for name, (count, seconds) in measurement.profile.by_type().items()
-        ]
-    return value

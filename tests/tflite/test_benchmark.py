@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobiatt_tf.errors import UserError
-from tflite import profiler, report, worker
+from tflite import profiler, summary, worker
 from tflite.benchmark import benchmark
 from tflite.host import HostDevice
 from tflite.inspect import describe
-from tflite.measurements import Measurement, Measurements, Node, Plan, Profile, ratio, summarize, to_json
+from tflite.measurements import Measurement, Measurements, Node, Plan, Profile, ratio, summarize
+from tflite.results import to_json
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,8 @@ def test_missing_profile_leaves_the_latencies(tflite_files: dict[str, Path], tmp
     assert measurement.profile is None
     assert measurement.profile_error is not None
     assert "profile not available with ai-edge-litert" in measurement.profile_error
-    assert measurement.profile_error in report.format_table(found)
-    assert all(path.stat().st_size > 0 for path in report.write(found, tmp_path))
+    assert measurement.profile_error in summary.format_table(found)
+    assert all(path.stat().st_size > 0 for path in summary.write(found, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -106,11 +107,11 @@ def test_missing_profile_leaves_the_latencies(tflite_files: dict[str, Path], tmp
 def test_a_profile_far_from_the_latency_says_so(invoke: float, unattributed: float, doubted: bool) -> None:
     profile = Profile(5, invoke, unattributed, (Node("ADD", "delegate 0", 0, invoke - unattributed),))
     measurement = Measurement(0, "model", 1, 0.0, 0.0, rounds=[[1e-3, 1e-3]], profile=profile)
-    assert any("NOT REPRESENTATIVE" in line for line in report._profile_lines(measurement)) == doubted
+    assert any("NOT REPRESENTATIVE" in line for line in summary._profile_lines(measurement)) == doubted
 
 
 def test_report_carries_every_raw_latency(found: Measurements, tmp_path: Path) -> None:
-    results, picture = report.write(found, tmp_path / "new" / "directory")
+    results, picture = summary.write(found, tmp_path / "new" / "directory")
     value = json.loads(results.read_text())
     assert [entry["rounds"] for entry in value["measurements"]] == [m.rounds for m in found.measurements]
     assert value["measurements"][1]["ratio_to_first_graph"]["median"] > 0
@@ -120,7 +121,7 @@ def test_report_carries_every_raw_latency(found: Measurements, tmp_path: Path) -
         assert value["device"][name]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in picture.parent.iterdir()) == ["benchmark.json", "benchmark.png"]
-    table = report.format_table(found)
+    table = summary.format_table(found)
     assert "int8" in table
     assert "not delegated" in table
     assert max(map(len, table.splitlines())) < 200
@@ -285,9 +286,9 @@ def test_command_refuses_in_one_line(
 def test_command_runs_without_tensorflow(tflite_files: dict[str, Path], tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from tflite import benchmark, report; from tflite.host import HostDevice\n"
+        "from tflite import benchmark, summary; from tflite.host import HostDevice\n"
         "plan = benchmark.Plan((Path(sys.argv[1]),), runs=2, profile_runs=2)\n"
-        "report.write(benchmark.benchmark(plan, HostDevice()), Path(sys.argv[2]))\n"
+        "summary.write(benchmark.benchmark(plan, HostDevice()), Path(sys.argv[2]))\n"
         "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", program, str(tflite_files["power"]), str(tmp_path)]

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from mobiatt_tf import files
-from tflite import measurements
+from tflite import measurements, results
 from tflite.inspect import format_delegation
-from tflite.measurements import Measurement, Measurements
+from tflite.measurements import Delegation, Measurement, Measurements
 
 _MIB = 1024 * 1024
 _TOP = 10
@@ -19,25 +19,18 @@ def write(found: Measurements, directory: Path) -> list[Path]:
     Raises:
         UserError: the directory cannot be written or the disk is full.
     """
-    results, picture = directory / "benchmark.json", directory / "benchmark.png"
-    files.write_json(results, measurements.to_json(found))
+    values, picture = directory / "benchmark.json", directory / "benchmark.png"
+    files.write_json(values, results.to_json(found))
     with files.atomic_path(picture) as temporary:
         draw(found, temporary)
-    return [results, picture]
+    return [values, picture]
 
 
 def format_table(found: Measurements) -> str:
     """The whole report as fixed-width text."""
-    device = found.device
-    threads = ",".join(map(str, found.plan.num_threads))
-    lines = [
-        f"{device['cpu']}, {device['usable_cores']} of {device['logical_cores']} cores usable, "
-        f"governor {device['governor'] or 'unknown'}, {device['os']}",
-        f"ai-edge-litert {device['ai_edge_litert']}, {device['delegate']}, python {device['python']}, "
-        f"threads {threads}, {device['date']}",
-    ]
+    lines = [*found.device["headline"], *(f"note: {warning}" for warning in found.warnings)]
     if found.interrupted:
-        complete = min(len(measurement.rounds) for measurement in found.measurements)
+        complete = min(len(measurement.round_latencies) for measurement in found.measurements)
         lines.append(f"INTERRUPTED after {complete} of {len(found.plan.rounds)} rounds: these results are partial.")
     lines += ["", *_graph_lines(found), "", *_latency_lines(found)]
     for measurement in found.measurements:
@@ -47,13 +40,31 @@ def format_table(found: Measurements) -> str:
 
 def _graph_lines(found: Measurements) -> list[str]:
     width = _label_width(found)
-    lines = [f"{'graph':<{width}} {'MB':>8} {'nodes':>6}  delegation"]
+    here = "" if found.device["kind"] == "host" else " (on this computer)"
+    lines = [f"{'graph':<{width}} {'MB':>8} {'nodes':>6}  delegation{here}"]
     for label, description in zip(found.plan.labels, found.descriptions, strict=True):
         lines.append(
             f"{label:<{width}} {description.size_bytes / 1e6:>8.2f} {description.nodes:>6}  "
             f"{format_delegation(description)}{_undelegated(description.undelegated_ops)}"
         )
+    for measurement in found.measurements:
+        if measurement.delegation:
+            lines.append(f"{title(measurement)}: {_device_delegation(measurement.delegation)}")
     return lines
+
+
+def _device_delegation(delegation: Delegation) -> str:
+    """One phrase on what the device's delegate took."""
+    if delegation.delegated_nodes is None:
+        return f"{delegation.delegate}, nodes unknown"
+    nodes = "" if delegation.nodes is None else f" of {delegation.nodes}"
+    partitions = "" if delegation.partitions is None else f" in {delegation.partitions} partition(s)"
+    return f"{delegation.delegated_nodes}{nodes} nodes on the device's {delegation.delegate}{partitions}"
+
+
+def title(measurement: Measurement) -> str:
+    """The graph's name, threads and backend, as tables and pictures head them."""
+    return f"{measurement.label}, {measurement.num_threads} thread(s), {measurement.backend}"
 
 
 def _undelegated(ops: dict[str, int] | None) -> str:
@@ -62,11 +73,12 @@ def _undelegated(ops: dict[str, int] | None) -> str:
 
 def _latency_lines(found: Measurements) -> list[str]:
     width = _label_width(found)
-    columns = {"threads": 7, "runs": 5, "min": 9, "median": 9, "p90": 9, "mean": 9, "ratio": 6, "(rounds)": 13}
-    columns |= {"load": 9, "first": 9, "peak MiB": 9, "model": 8}
+    columns = {"backend": 7, "threads": 7, "runs": 5, "min": 9, "median": 9, "p90": 9, "mean": 9, "ratio": 6}
+    columns |= {"(rounds)": 13, "load": 9, "first": 9, "peak MiB": 9, "model": 8}
     lines = [
         "latency in ms; ratio to the first graph, median and range over rounds; peak: resident size of the process",
         "that holds this model alone, model: the part of it above the size before loading",
+        *_latency_notes(found),
         f"{'graph':<{width}} " + " ".join(f"{head:>{size}}" for head, size in columns.items()),
     ]
     for measurement in found.measurements:
@@ -78,17 +90,35 @@ def _latency_lines(found: Measurements) -> list[str]:
     return lines
 
 
+def _latency_notes(found: Measurements) -> list[str]:
+    """What else a reader must know of the figures of such a device."""
+    notes = []
+    if any(measurement.round_statistics for measurement in found.measurements):
+        notes.append("the device reports a summary of each round: the median is that of the rounds' medians, no p90")
+    if any(measurement.invocations_per_latency > 1 for measurement in found.measurements):
+        counts = sorted({measurement.invocations_per_latency for measurement in found.measurements})
+        notes.append(f"its clock is coarse: a latency is the mean of {', '.join(map(str, counts))} invocations")
+    errors = [one.output_error for one in found.measurements if one.output_error is not None]
+    if errors:
+        notes.append(f"its outputs differ from this computer's by at most {max(errors):.1e} of their largest value")
+    return notes
+
+
 def _latency_cells(measurement: Measurement, found: Measurements) -> list[str]:
-    statistics = measurements.summarize(measurement.latencies)
+    statistics = measurement.statistics
     relative = measurements.ratio(measurement, measurements.reference_of(found, measurement))
     times = (
-        [f"{value * 1e3:.3f}" for value in (statistics.min, statistics.median, statistics.p90, statistics.mean)]
+        [
+            "-" if value is None else f"{value * 1e3:.3f}"
+            for value in (statistics.min, statistics.median, statistics.p90, statistics.mean)
+        ]
         if statistics
         else ["-"] * 4
     )
     return [
+        measurement.backend,
         str(measurement.num_threads),
-        str(len(measurement.latencies)),
+        str(statistics.runs if statistics else 0),
         *times,
         f"{relative.median:.3f}" if relative else "-",
         f"{relative.min:.3f}-{relative.max:.3f}" if relative else "-",
@@ -100,7 +130,7 @@ def _latency_cells(measurement: Measurement, found: Measurements) -> list[str]:
 
 
 def _profile_lines(measurement: Measurement) -> list[str]:
-    name = f"{measurement.label}, {measurement.num_threads} thread(s)"
+    name = title(measurement)
     profile = measurement.profile
     if profile is None:
         return [f"{name}: {measurement.profile_error}"]
@@ -139,9 +169,9 @@ def _profile_doubts(measurement: Measurement) -> list[str]:
     """A warning where the profile says little about the latency: recording or what is unattributed dominates it."""
     assert measurement.profile is not None
     invoke, unattributed = measurement.profile.invoke_seconds, measurement.profile.unattributed_seconds
-    if not measurement.latencies:
+    if measurement.statistics is None:
         return []
-    median = float(np.median(measurement.latencies))
+    median = measurement.statistics.typical
     if invoke <= 1.5 * median and unattributed <= 0.5 * invoke:
         return []
     return [
@@ -164,12 +194,15 @@ def draw(found: Measurements, path: Path) -> None:
         for measurement in found.measurements
         if measurement.profile and measurement.num_threads == found.plan.num_threads[0]
     ]
-    measured = [measurement for measurement in found.measurements if measurement.rounds]
+    measured = [measurement for measurement in found.measurements if measurement.statistics]
     heights = [1.2 + 0.4 * len(measured)] + [3.2] * len(profiled)
     figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    milliseconds = [[latency * 1e3 for latency in measurement.latencies] for measurement in measured]
+    # A device that reports only summaries of its rounds is drawn by the rounds' medians.
+    milliseconds = [
+        [latency * 1e3 for latency in measurement.latencies or measurement.round_latencies] for measurement in measured
+    ]
     axes[0].boxplot(milliseconds, orientation="horizontal", widths=0.6, flierprops={"markersize": 3})
     # A few runs that the system interrupted would flatten every box: they are counted in words instead of drawn.
     right = 1.5 * max(float(np.percentile(latencies, 90)) for latencies in milliseconds)
@@ -177,7 +210,7 @@ def draw(found: Measurements, path: Path) -> None:
     axes[0].set_yticks(
         range(1, len(measured) + 1),
         [
-            f"{measurement.label}, {measurement.num_threads} thread(s)" + (f"\n({count} runs beyond)" if count else "")
+            title(measurement) + (f"\n({count} runs beyond)" if count else "")
             for measurement, count in zip(measured, beyond, strict=True)
         ],
     )
@@ -192,7 +225,7 @@ def draw(found: Measurements, path: Path) -> None:
         axis.invert_yaxis()
         axis.set_xlabel("ms per profiled invocation")
         doubts = " (NOT REPRESENTATIVE, see the table)" if _profile_doubts(measurement) else ""
-        axis.set_title(f"{measurement.label}, {measurement.num_threads} thread(s): operators by type{doubts}")
+        axis.set_title(f"{title(measurement)}: operators by type{doubts}")
     device = found.device
-    figure.suptitle(f"{device['cpu']}, ai-edge-litert {device['ai_edge_litert']}, {device['date']}", fontsize=9)
+    figure.suptitle(f"{device['name']}, {device['runtime']}, {device['date']}", fontsize=9)
     figure.savefig(path, dpi=120)
