@@ -1,0 +1,80 @@
+"""The emulated phone and small real .tflite files."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tests.processes import ROOT
+from tools.phone.emulated import EmulatedPhone, unavailable
+
+
+def _missing(reason: str) -> None:
+    """Skips on a person's machine; CI has what it takes."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def toolchain() -> None:
+    """What tools/phone/setup.sh makes."""
+    if reason := unavailable():
+        _missing(f"No phone can be emulated here: {reason}")
+    done = subprocess.run(
+        ["sh", ROOT / "tools/phone/setup.sh"],
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        _missing(done.stderr.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def phone(toolchain: None) -> Iterator[EmulatedPhone]:
+    """An x86_64 phone, which needs no emulation of the processor."""
+    with EmulatedPhone("x86_64") as phone:
+        yield phone
+
+
+@pytest.fixture
+def arm_phone(toolchain: None) -> Iterator[EmulatedPhone]:
+    """An arm64-v8a phone in QEMU."""
+    if reason := unavailable("arm64-v8a"):
+        _missing(f"No arm64-v8a phone can be emulated here: {reason}")
+    with EmulatedPhone("arm64-v8a") as phone:
+        yield phone
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small models by name: "dense" and "wide" (all XNNPACK's), "power" (not POW), "flex" (no builtin operator)."""
+    directory = tmp_path_factory.mktemp("models")
+
+    def converted(name: str) -> Path:
+        path = directory / f"{name}.tflite"
+        if not path.exists():
+            path.write_bytes(_convert(name))
+        return path
+
+    return converted
+
+
+def _convert(name: str) -> bytes:
+    x = keras.Input((8, 8), batch_size=1)
+    y = keras.layers.Dense(256 if name == "wide" else 16, activation="relu")(x)  # (1, 8, units)
+    if name == "power":
+        y = keras.ops.power(keras.ops.abs(y) + 1.0, keras.ops.sigmoid(x[..., :1]))
+    if name == "flex":
+        y = keras.ops.inv(keras.layers.Dense(8)(y))  # (1, 8, 8)
+    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(x, keras.layers.Dense(4)(y)))
+    if name == "flex":
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
+    content: bytes = converter.convert()
+    return content
