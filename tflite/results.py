@@ -9,6 +9,7 @@ from typing import Any
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
 from tflite import measurements
+from tflite.checking import check_values
 from tflite.inspect import Description, Signature, Tensor
 from tflite.measurements import Delegation, Measurement, Measurements, Node, Plan, Profile, Statistics
 
@@ -27,6 +28,7 @@ def to_json(found: Measurements) -> dict[str, Any]:
         "kind": KIND,
         "version": VERSION,
         "interrupted": found.interrupted,
+        "failure": found.failure,
         "warnings": found.warnings,
         "device": found.device,
         "plan": plan,
@@ -55,7 +57,8 @@ def load(path: str | Path) -> Measurements:
     """Reads a benchmark.json.
 
     Raises:
-        UserError: the file is missing, is not JSON, or is not the result of a benchmark of this version.
+        UserError: the file is missing, is not JSON, or is not the result of a benchmark of this version; a value is of
+            another type, or is infinite or not a number.
     """
     value = files.read_json(path)
     if not isinstance(value, dict) or value.get("kind") != KIND:
@@ -66,7 +69,9 @@ def load(path: str | Path) -> Measurements:
             "Measure again."
         )
     try:
-        return from_json(value)
+        found = from_json(value)
+        check_values(found)
+        return found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__} {error}. Measure again.") from error
 
@@ -87,6 +92,7 @@ def from_json(value: Mapping[str, Any]) -> Measurements:
         descriptions=tuple(_description(graph) for graph in value["graphs"]),
         measurements=[_measurement(measurement) for measurement in value["measurements"]],
         interrupted=bool(value["interrupted"]),
+        failure=value["failure"],
         warnings=[str(warning) for warning in value["warnings"]],
         exports=tuple(value["exports"]),
     )
@@ -128,7 +134,7 @@ def _description(value: Mapping[str, Any]) -> Description:
 def _measurement(value: Mapping[str, Any]) -> Measurement:
     names = {field.name for field in dataclasses.fields(Measurement)}
     known = {name: entry for name, entry in value.items() if name in names}  # the others follow from these
-    known["rounds"] = [[float(latency) for latency in latencies] for latencies in value["rounds"]]
+    known["rounds"] = [list(latencies) for latencies in value["rounds"]]
     known["round_statistics"] = [Statistics(**statistics) for statistics in value["round_statistics"]]
     known["delegation"] = Delegation(**value["delegation"]) if value["delegation"] else None
     if profile := value["profile"]:
@@ -137,6 +143,7 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
             profile["invoke_seconds"],
             profile["unattributed_seconds"],
             tuple(Node(**node) for node in profile["nodes"]),
+            profile["all_runs"],
         )
     return Measurement(**known)
 

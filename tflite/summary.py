@@ -139,8 +139,9 @@ def _profile_lines(measurement: Measurement) -> list[str]:
     def line(text: str, count: str, seconds: float) -> str:
         return f"  {text:<60} {count:>6} {seconds * 1e3:>10.4f} {seconds / total:>8.1%}"
 
+    chosen = f"all {profile.runs}" if profile.all_runs else f"the faster half ({profile.runs}) of the"
     lines = [
-        f"{name}: operators by type, mean of the faster half ({profile.runs}) of the profiled runs",
+        f"{name}: operators by type, mean of {chosen} profiled runs",
         "  (recording slows them; times are whole microseconds rounded down, and the rest is not attributed)",
         *_profile_doubts(measurement),
         f"  {'operator':<60} {'nodes':>6} {'ms':>10} {'share':>8}",
@@ -165,15 +166,23 @@ def _profile_lines(measurement: Measurement) -> list[str]:
     return lines
 
 
+def is_doubtful(measurement: Measurement) -> bool:
+    """Whether the profile says little about the latency: recording, or what no operator accounts for, dominates it."""
+    profile, statistics = measurement.profile, measurement.statistics
+    if profile is None or statistics is None:
+        return False
+    slowed = profile.invoke_seconds > 1.5 * statistics.typical
+    return slowed or profile.unattributed_seconds > 0.5 * profile.invoke_seconds
+
+
 def _profile_doubts(measurement: Measurement) -> list[str]:
-    """A warning where the profile says little about the latency: recording or what is unattributed dominates it."""
+    """A warning where `is_doubtful`."""
+    if not is_doubtful(measurement):
+        return []
     assert measurement.profile is not None
+    assert measurement.statistics is not None
     invoke, unattributed = measurement.profile.invoke_seconds, measurement.profile.unattributed_seconds
-    if measurement.statistics is None:
-        return []
     median = measurement.statistics.typical
-    if invoke <= 1.5 * median and unattributed <= 0.5 * invoke:
-        return []
     return [
         f"  NOT REPRESENTATIVE: a profiled invocation takes {invoke * 1e3:.3f} ms, a plain one {median * 1e3:.3f} ms, "
         f"and {unattributed / invoke:.0%} is not attributed"

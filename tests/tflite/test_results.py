@@ -72,7 +72,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: str | None, wo
     assert "given.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["device", "graphs", "measurements", "warnings", "exports", "interrupted"])
+@pytest.mark.parametrize("key", ["device", "graphs", "measurements", "warnings", "exports", "interrupted", "failure"])
 def test_a_part_that_is_missing_is_damage(found: Measurements, tmp_path: Path, key: str) -> None:
     value = results.to_json(found)
     del value[key]
@@ -86,6 +86,17 @@ def test_a_measurement_of_no_graph_is_damage(found: Measurements, tmp_path: Path
     value["measurements"][0]["graph"] = 2
     files.write_json(tmp_path / "a.json", value)
     with pytest.raises(UserError, match="graph 2"):
+        results.load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("load_seconds", "soon"), ("load_seconds", float("nan")), ("rounds", [["1"]]), ("label", 3)]
+)
+def test_a_value_of_another_type_is_damage(found: Measurements, tmp_path: Path, key: str, value: object) -> None:
+    content = results.to_json(found)
+    content["measurements"][0][key] = value
+    files.write_json(tmp_path / "a.json", content)
+    with pytest.raises(UserError, match=r"a\.json is damaged"):
         results.load(tmp_path / "a.json")
 
 
