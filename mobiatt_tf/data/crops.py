@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from mobiatt_tf.data.decoding import decode_image, has_format
 
-_CROP_FRACTION = 224 / 256  # of the short side that a test image keeps: the usual evaluation of ImageNet models
+CROP_FRACTION = 224 / 256  # of the short side that a test image keeps: the usual evaluation of ImageNet models
 _PAD_FRACTION = 8  # "flip_crop" and "crop" pad by 1/8 of the size: 4 pixels for 32
 _CROP_ATTEMPTS = 10
 
@@ -89,7 +89,7 @@ def cut_window(image: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
 def resize_and_crop_centre(image: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     """[H, W, 3] to [height, width, 3]; see `test_batches`."""
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    scale = tf.reduce_max(tf.constant(image_size, tf.float32) / _CROP_FRACTION / shape)
+    scale = tf.reduce_max(tf.constant(image_size, tf.float32) / CROP_FRACTION / shape)
     size = tf.maximum(tf.cast(tf.round(shape * scale), tf.int32), image_size)
     top, left = (size[0] - image_size[0]) // 2, (size[1] - image_size[1]) // 2
     return resize(image, size)[top : top + image_size[0], left : left + image_size[1]]

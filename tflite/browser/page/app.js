@@ -1,0 +1,280 @@
+// The page: what it shows, and the order of things. Measuring is benchmark.js.
+
+import { benchmark, download, downloadTensors, steps } from "./benchmark.js";
+import { mountClassify } from "./classify.js";
+import { Runtime } from "./client.js";
+import { drawHistogram, milliseconds, summarize } from "./histogram.js";
+import { describePhone, printable } from "./phone.js";
+
+const NOT_SAVED = "The result could not be handed to the computer";
+const CAMERA_THREADS = 4;
+
+const element = (id) => document.getElementById(id);
+let busy = false;
+let aborted = null; // why measuring must end
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden && busy)
+    aborted = "The page went to the background while it measured. Keep it open and start again.";
+});
+
+main().catch((error) => notice(error.message, "bad"));
+
+async function main() {
+  const job = await (await fetch("job.json")).json();
+  const phone = await describePhone();
+  showPhone(phone, await gpuSupport());
+  showPlan(job);
+  const models = [];
+  const { run, ready } = camera(job, models);
+  mountClassify(element("classify"), job, run);
+  element("start").disabled = false;
+  element("start").addEventListener("click", () => start(job, phone, models, ready));
+}
+
+async function start(job, phone, models, ready) {
+  busy = true;
+  aborted = null;
+  notice(null);
+  phone.name = printable(element("name").value.trim() || phone.name, 80);
+  for (const id of ["plan", "results"]) element(id).hidden = true;
+  element("name").disabled = true;
+  element("running").hidden = false;
+  element("cards").replaceChildren();
+  element("skipped").replaceChildren();
+  const unlock = await keepAwake();
+  try {
+    await loadModels(job, models);
+    const found = await benchmark(job, models, watch(job));
+    element("stage").textContent = "Handing over";
+    await ready(); // the server may stop once it has the result
+    const stay = await post("result", { phone: complete(phone, found), entries: found.entries });
+    finished(job, found, stay);
+  } catch (error) {
+    await failed(job, phone, error.message);
+  } finally {
+    busy = false;
+    unlock();
+    element("running").hidden = true;
+    element("name").disabled = false;
+  }
+}
+
+async function loadModels(job, models) {
+  const total = job.graphs.reduce((sum, { size_bytes: size }) => sum + size, 0);
+  let before = 0;
+  element("stage").textContent = "Loading models";
+  for (const [number, graph] of job.graphs.entries()) {
+    element("step").textContent = graph.name;
+    models[number] = models[number] || {
+      bytes: await download(graph.url, (bytes) => progress((before + bytes) / total)),
+      inputs: await downloadTensors(graph.inputs),
+      outputs: await downloadTensors(graph.outputs),
+    };
+    before += graph.size_bytes;
+  }
+  if (job.flows) models.flows = models.flows || { bytes: await download(job.flows.url) };
+}
+
+function watch(job) {
+  const total = steps(job);
+  let done = 0;
+  return {
+    check: () => {
+      if (aborted) throw new Error(aborted);
+    },
+    step: (text) => {
+      element("stage").textContent = "Measuring";
+      element("step").textContent = text;
+      progress(done / total);
+      post("progress", { done, total }).catch(() => {}); // the terminal's bar may miss a step
+      done = Math.min(done + 1, total);
+    },
+    measured: (configuration, number, latencies) => {
+      element("results").hidden = false;
+      showResult(`${number}/${configuration.name}`, job.graphs[number].name, configuration.name, latencies);
+    },
+  };
+}
+
+function complete(phone, { gpu, resolution }) {
+  return { ...phone, gpu: gpu && printable(gpu), timer_resolution_seconds: resolution || 1 };
+}
+
+function finished(job, found, { stay }) {
+  found.entries.forEach((entry, index) => {
+    if (entry.skipped) addItem("skipped", `${job.configurations[index].name} was not measured: ${entry.skipped}.`);
+  });
+  element("results").hidden = false;
+  element("policy").textContent =
+    "Median of all runs, inputs already in the runtime's memory, outputs read back; the outputs agree with those of the " +
+    "computer.";
+  element("plan").hidden = !stay;
+  element("start").textContent = "Measure again";
+  notice(
+    stay ? "Done. The computer has the result." : "Done. The computer has the result and serves no longer.",
+    "good",
+  );
+}
+
+async function failed(job, phone, reason) {
+  element("cards").replaceChildren();
+  element("results").hidden = true;
+  const here = reason.startsWith(NOT_SAVED) || reason === aborted; // what the computer need not know
+  element("plan").hidden = !here && !job.stay;
+  element("start").textContent = "Start again";
+  notice(reason, "bad");
+  if (here) return;
+  await post("result", { phone: complete(phone, { gpu: null, resolution: null }), error: printable(reason) }).catch(
+    () => {},
+  );
+}
+
+async function post(name, value) {
+  let response;
+  try {
+    response = await fetch(name, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(value),
+    });
+  } catch {
+    throw new Error(`${NOT_SAVED}: it does not answer.`);
+  }
+  if (!response.ok) throw new Error(`${NOT_SAVED}: ${(await response.text()).trim()}`);
+  return response.json();
+}
+
+// What the camera needs, in a worker of its own: `run` runs a graph, by its number, or "flows", and rejects while the
+// benchmark runs; `ready` loads everything while the server is still there.
+function camera(job, models) {
+  let runtime = null;
+  const loaded = new Map();
+  const load = async (file) => {
+    const threads = self.crossOriginIsolated ? Math.min(CAMERA_THREADS, navigator.hardwareConcurrency || 1) : 1;
+    runtime = runtime || startedRuntime(job, threads);
+    const { client, threads: granted } = await runtime;
+    if (!loaded.has(file)) loaded.set(file, loadForCamera(job, models, client, file, granted));
+    await loaded.get(file);
+    return client;
+  };
+  const run = async (file, input) => {
+    if (busy) throw new Error("The benchmark is running; wait until it is done.");
+    const client = await load(file);
+    return client.run(file, [{ name: "", data: input }]);
+  };
+  const ready = async () => {
+    if (!job.classify) return;
+    for (const file of [...job.graphs.keys(), ...(job.flows ? ["flows"] : [])]) {
+      await load(file).catch(() => {}); // it says so when it is used; the result does not depend on it
+    }
+  };
+  return { run, ready };
+}
+
+async function startedRuntime(job, threads) {
+  const client = new Runtime();
+  try {
+    await client.start({ accelerator: "wasm", threads, helpers: (threads - 1) * (job.graphs.length + 1) });
+    return { client, threads };
+  } catch (error) {
+    client.close();
+    if (threads === 1) throw error;
+    return startedRuntime(job, 1);
+  }
+}
+
+async function loadForCamera(job, models, client, file, threads) {
+  const url = file === "flows" ? job.flows.url : job.graphs[file].url;
+  const bytes = models[file] ? models[file].bytes : await download(url);
+  await client.load({ key: file, bytes, threads });
+}
+
+// A phone that locks its screen stops the page.
+async function keepAwake() {
+  try {
+    const lock = await navigator.wakeLock.request("screen");
+    return () => lock.release();
+  } catch {
+    return () => {};
+  }
+}
+
+async function gpuSupport() {
+  if (!self.isSecureContext) return "no: it needs HTTPS or localhost";
+  if (!navigator.gpu) return "not in this browser";
+  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  return adapter ? "yes" : "in this browser, but not on this device";
+}
+
+function showPhone(phone, gpu) {
+  element("name").value = phone.name;
+  element("name-hint").textContent = phone.model ? "" : "The browser does not say which phone this is: type its name.";
+  const threads = phone.cross_origin_isolated
+    ? "yes"
+    : phone.secure_context
+      ? "no"
+      : "no: they need HTTPS or localhost";
+  const facts = {
+    Browser: phone.browser,
+    System: phone.os,
+    Cores: phone.logical_cores || "not told",
+    Threads: threads,
+    WebGPU: gpu,
+  };
+  for (const [name, value] of Object.entries(facts)) {
+    element("facts").append(text("dt", name), text("dd", String(value)));
+  }
+}
+
+function showPlan(job) {
+  for (const { name, size_bytes: size } of job.graphs) {
+    const item = document.createElement("li");
+    item.append(text("span", name), text("span", `${(size / 1e6).toFixed(2)} MB`));
+    element("graphs").append(item);
+  }
+  const runs = job.rounds.reduce((sum, count) => sum + count, 0);
+  const names = job.configurations.map(({ name }) => name).join("; ");
+  element("settings").textContent =
+    `${names}. ${job.warmup} warm-up runs and ${runs} timed runs each, in ${job.rounds.length} rounds.`;
+  element("runtime").textContent = job.runtime;
+}
+
+function showResult(key, graph, configuration, latencies) {
+  let card = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  if (!card) {
+    card = document.createElement("article");
+    card.className = "card result";
+    card.dataset.key = key;
+    const title = document.createElement("h3");
+    title.append(text("span", graph), text("span", configuration));
+    const histogram = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    card.append(title, text("p", "", "figure"), text("p", "", "detail"), histogram);
+    element("cards").append(card);
+  }
+  const { median, p90 } = summarize(latencies);
+  card.querySelector(".figure").replaceChildren(milliseconds(median), text("small", " ms"));
+  card.querySelector(".detail").textContent = `median of ${latencies.length} runs, 90 % below ${milliseconds(p90)} ms`;
+  drawHistogram(card.querySelector("svg"), latencies);
+}
+
+function progress(share) {
+  element("bar").value = Math.min(1, share);
+}
+
+function notice(words, kind) {
+  element("notice").hidden = words === null;
+  element("notice").className = `notice ${kind || ""}`;
+  element("notice").textContent = words ? words[0].toUpperCase() + words.slice(1) : "";
+}
+
+function addItem(list, words) {
+  element(list).append(text("li", words));
+}
+
+function text(tag, words, kind) {
+  const made = document.createElement(tag);
+  made.textContent = words;
+  if (kind) made.className = kind;
+  return made;
+}
