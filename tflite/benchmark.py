@@ -1,21 +1,29 @@
 """Measures .tflite files: latency, memory, time per operator, delegation.
 
 python -m tflite.benchmark --graph=A.tflite[,B.tflite] --num_threads=1,2 --runs=50 --output_dir=runs/benchmark
+python -m tflite.benchmark --device=adb --benchmark_binary=PATH --graph=A.tflite
+python -m tflite.benchmark --device=browser --graph=A.tflite
 
 Several graphs and thread counts are measured in turns; ratios refer to the first graph of the same command.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 
 from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
-from tflite import report
+from tflite import adb, browser, results, summary
+from tflite.beside import format_beside
 from tflite.host import HostDevice
 from tflite.measurements import Device, Measurements, Plan
 
-DEVICES: dict[str, Callable[[], Device]] = {"host": HostDevice}
+# From the flags to a device. Each package says of itself what it needs.
+_HOST = "host.json"  # beside a phone's benchmark.json
+
+DEVICES: dict[str, Callable[[], Device]] = {"host": HostDevice, "adb": adb.from_flags, "browser": browser.from_flags}
 
 
 def benchmark(plan: Plan, device: Device) -> Measurements:
@@ -40,7 +48,11 @@ def define_flags() -> None:
     flags.DEFINE_list("input", [], "The inputs as .npy files, in the model's order; random ones if not given.")
     flags.DEFINE_integer("seed", 0, "Seed of the random inputs.")
     flags.DEFINE_string("device", "host", f"Where to measure: {', '.join(DEVICES)}.")
+    flags.DEFINE_bool("beside_host", True, "Also measure on this computer, for a table beside the phone's figures.")
+    flags.DEFINE_string("compare", None, "An earlier benchmark.json to print the results beside.")
     flags.DEFINE_string("output_dir", "runs/benchmark", "Directory for benchmark.json and benchmark.png.")
+    adb.define_flags()
+    browser.define_flags()
 
 
 def plan_from_flags() -> Plan:
@@ -76,11 +88,26 @@ def main(argv: Sequence[str]) -> None:
     name = flags.FLAGS.device
     if name not in DEVICES:
         raise UserError(f"--device={name} is unknown; allowed: {', '.join(DEVICES)}.")
-    found = benchmark(plan_from_flags(), DEVICES[name]())
-    print(report.format_table(found), flush=True)
-    written = report.write(found, files.user_path(flags.FLAGS.output_dir))
+    compare = flags.FLAGS.compare
+    earlier = results.load(files.user_path(compare)) if compare else None  # before the minutes of measuring
+    plan, directory = plan_from_flags(), files.user_path(flags.FLAGS.output_dir)
+    found = benchmark(plan, DEVICES[name]())
+    print(summary.format_table(found), flush=True)
+    written = summary.write(found, directory)
+    beside = directory / _HOST
+    beside.unlink(missing_ok=True)  # an earlier run's would be taken for this one's
+    host = None
+    if not found.interrupted and name != "host" and flags.FLAGS.beside_host:
+        host = HostDevice().run(dataclasses.replace(plan, profile=False))
+        print("\n" + format_beside(found, host, found.device["kind"], "host"), flush=True)
+        files.write_json(beside, results.to_json(host))
+        written.append(beside)
+    if earlier:
+        print("\n" + format_beside(found, earlier, "now", Path(compare).name), flush=True)
     print("\nwritten: " + ", ".join(str(path) for path in written), flush=True)
-    if found.interrupted:
+    if found.failure:
+        raise UserError(found.failure)
+    if found.interrupted or (host and host.interrupted):
         raise KeyboardInterrupt
 
 

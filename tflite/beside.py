@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from tflite.measurements import Measurement, Measurements
 
+# What two devices of one kind may differ in without looking different in the table.
+_COMPARED = ("name", "serial", "fingerprint", "os", "browser", "runtime", "governor", "taskset", "emulated")
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -83,9 +86,10 @@ def _both_backends(pair: Pair) -> str:
 def _doubts(found: Measurements, other: Measurements, other_name: str) -> list[str]:
     doubts = []
     if found.device["kind"] == other.device["kind"]:
-        for key, what in (("name", "another device"), ("runtime", "another runtime"), ("governor", "another governor")):
-            if found.device.get(key) != other.device.get(key):
-                doubts.append(f"{what}: {other_name} has {other.device.get(key)}, now {found.device.get(key)}")
+        for key in _COMPARED:
+            own, others = found.device.get(key), other.device.get(key)
+            if own != others:
+                doubts.append(f"another {key}: {other_name} has {others or 'none'}, now {own or 'none'}")
     if other.interrupted:
         doubts.append(f"{other_name} was interrupted: its results are partial")
     return doubts

@@ -93,7 +93,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Profile:
-    """Mean times per invocation over the faster half of the profiled ones.
+    """Mean times per invocation over the faster half of the profiled ones (`all_runs`: over all of them).
 
     `runs` is how many that is; `unattributed_seconds` is what no operator accounts for.
     """
@@ -102,6 +102,7 @@ class Profile:
     invoke_seconds: float
     unattributed_seconds: float
     nodes: tuple[Node, ...]
+    all_runs: bool = False
 
     def by_type(self) -> dict[str, tuple[int, float]]:
         """Operator type to number of nodes and seconds per invocation, slowest first."""
@@ -219,7 +220,8 @@ class Measurements:
         plan: what was to be measured.
         descriptions: one per graph.
         measurements: one per graph, thread count and backend.
-        interrupted: stopped early.
+        interrupted: stopped early, by Ctrl-C or by `failure`.
+        failure: the one line that says what ended it: a phone that was unplugged.
         warnings: what a reader must know to judge the figures.
         exports: for each graph what its export says of it (`tflite.results.read_export`), or None.
     """
@@ -229,6 +231,7 @@ class Measurements:
     descriptions: tuple[Description, ...]
     measurements: list[Measurement]
     interrupted: bool = False
+    failure: str | None = None
     warnings: list[str] = field(default_factory=list)
     exports: tuple[dict[str, Any] | None, ...] = ()
 

@@ -108,7 +108,7 @@ def _checked_device(device: dict[str, Any]) -> dict[str, Any]:
     for key in ("kind", "name", "runtime", "date"):
         if not isinstance(device[key], str):
             raise TypeError(f"device.{key} is no text")
-    if not all(isinstance(line, str) for line in device["headline"]):
+    if not isinstance(device["headline"], list) or not all(isinstance(line, str) for line in device["headline"]):
         raise TypeError("device.headline is no list of texts")
     return device
 

@@ -80,6 +80,7 @@ def test_wrong_files_are_refused_by_name(measured: Measurements, paths: list[Pat
         (lambda value: value["measurements"][0]["profile"].__setitem__("invoke_seconds", 0.0), "no time"),
         (lambda value: value["graphs"][0].__setitem__("sha256", "abc"), "SHA-256"),
         (lambda value: value["exports"].__setitem__(0, {"tokens": [-1]}), "tokens"),
+        (lambda value: value["exports"].__setitem__(0, {"tokens": 5}), "float.tflite are 5"),
         (lambda value: value["exports"].__setitem__(0, {"top1": 87.0, "images": 3}), "top1"),
         (lambda value: value["device"].pop("runtime"), "runtime"),
     ],

@@ -167,8 +167,16 @@ def test_another_file_of_the_same_name_is_marked(found: Measurements) -> None:
 def test_another_machine_and_an_interruption_are_said(found: Measurements) -> None:
     other = dataclasses.replace(found, device=found.device | {"name": "another"}, interrupted=True)
     table = format_beside(found, other, "now", "old.json")
-    assert "another device: old.json has another" in table
+    assert "another name: old.json has another" in table
     assert "old.json was interrupted" in table
+
+
+@pytest.mark.parametrize("key", ["serial", "fingerprint", "governor", "taskset", "runtime"])
+def test_what_a_phone_differs_in_is_said(found: Measurements, key: str) -> None:
+    phone = on_a_phone(found)
+    changed = dataclasses.replace(phone, device=phone.device | {key: "f0"})
+    assert f"another {key}: old.json has " in format_beside(phone, changed, "now", "old.json")
+    assert "another" not in format_beside(phone, phone, "now", "old.json")
 
 
 def test_a_backend_that_the_other_lacks_meets_its_only_one(found: Measurements) -> None:

@@ -15,13 +15,17 @@ from tflite.measurements import Delegation, Node, Profile, Statistics
 
 _MIB = 1024 * 1024  # its "MB" are KiB / 1024
 _PROFILE_EVENTS = 16384  # room for the operators inside of a delegate, too; the default is 1024
+GPU_PRECISION_FLAG = "gpu_precision_loss_allowed"
 _DELEGATES = {"XNNPACK": "TfLiteXNNPackDelegate", "GPU": "TfLiteGpuDelegateV2"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)"
 _COUNT = re.compile(rf"count=\d+(?: \w+={_NUMBER}(?:\(all same\))?)*\s*$")
-_ROW = re.compile(
-    rf"\s*(?P<op>\S.*?)\s+(?:{_NUMBER}\s+)?{_NUMBER}\s+(?P<ms>{_NUMBER})\s+{_NUMBER}%\s+{_NUMBER}%\s+{_NUMBER}"
-    r"\s+(?P<times>\d+)\s+(?P<name>\S.*)$"
-)
+# A column of the profile by its head. All others hold a number, and one with % if the head has one.
+_COLUMNS = {
+    "node type": r"(?P<op>\S.*?)",
+    "avg ms": rf"(?P<ms>{_NUMBER})",
+    "times called": r"(?P<times>\d+)",
+    "Name": r"(?P<name>\S.*)",
+}
 _TABLE = re.compile(r"=+ (.*?) =+\s*$")
 
 
@@ -79,7 +83,8 @@ def arguments(
     """
     delegates = {
         "XNNPACK": ["--use_xnnpack=true"],
-        "GPU": ["--use_gpu=true", "--use_xnnpack=true"],  # delegates are applied in the order of their flags
+        # Delegates are applied in the order of their flags. The precision is the default, said aloud.
+        "GPU": ["--use_gpu=true", f"--{GPU_PRECISION_FLAG}=true", "--use_xnnpack=true"],
         "CPU": ["--use_xnnpack=false"],
     }[backend]
     flags = [f"--graph={graph}", f"--num_threads={threads}", f"--num_runs={runs}", f"--warmup_runs={max(1, warmup)}"]
@@ -97,13 +102,18 @@ def parse(text: str) -> Report:
     """Reads what benchmark_model printed, both streams.
 
     Raises:
-        UserError: it has no latencies.
+        UserError: it has no latencies, or some that are too short for its clock.
     """
     lines = [re.sub(r"^(?:INFO|WARN|WARNING|VERBOSE): ", "", line.rstrip()) for line in text.splitlines()]
     counts = [fields for line in lines if _COUNT.match(line) and "curr" in (fields := _fields(line))]
     if len(counts) < 2 or not all(map(math.isfinite, [*counts[-2].values(), *counts[-1].values()])):
         raise UserError(f"benchmark_model printed no latencies. {last_words(text)}")
     warm, recorded = counts[-2:]
+    if min(recorded[name] for name in ("curr", "min", "avg", "median") if name in recorded) <= 0:
+        raise UserError(
+            "benchmark_model reports a latency of 0: the graph is faster than its clock, which counts whole "
+            "microseconds, so nothing can be said of it. Take a larger graph."
+        )
     initialized = re.search(rf"Initialized session in ({_NUMBER})\s*ms", text)
     if not initialized:
         raise UserError(f"benchmark_model printed no time of initialization. {last_words(text)}")
@@ -144,7 +154,7 @@ def _statistics(fields: dict[str, float]) -> Statistics:
     return Statistics(
         runs=count,
         min=fields.get("min", same) / 1e6,
-        median=median / 1e6 if median else None,  # 0: faster than the clock, and no base for a ratio
+        median=None if median is None else median / 1e6,
         p90=None,
         mean=fields.get("avg", same) / 1e6,
         standard_deviation=fields.get("std", 0.0) / 1e6 * math.sqrt(count / (count - 1)) if count > 1 else 0.0,
@@ -191,9 +201,10 @@ def _profile(lines: Sequence[str], recorded: dict[str, float]) -> Profile | None
     first = next((at for at, title in titles if title == "Run Order"), None)
     if first is None:
         return None
+    row_pattern = _row_pattern(lines[first + 1] if first + 1 < len(lines) else "")
     nodes: list[Node] = []
-    for line in lines[first + 2 :]:  # after the title and the names of the columns
-        if not (row := _ROW.match(line)):
+    for line in lines[first + 2 :]:
+        if row_pattern is None or not (row := row_pattern.match(line)):
             break
         # [avg ms] is per call; several nodes of one name share a row.
         inside = row["name"].startswith("Delegate/")
@@ -207,6 +218,18 @@ def _profile(lines: Sequence[str], recorded: dict[str, float]) -> Profile | None
     invoke = recorded.get("avg", recorded["curr"]) / 1e6
     attributed = math.fsum(node.seconds for node in nodes)
     return Profile(int(recorded["count"]), invoke, max(0.0, invoke - attributed), tuple(nodes), all_runs=True)
+
+
+def _row_pattern(heads: str) -> re.Pattern[str] | None:
+    """What a row of a profile looks like below these heads, which differ with the program's age; None: unknown.
+
+    The number of columns decides where the operator's name ends, which may itself end in a number ("Conv 2").
+    """
+    names = re.findall(r"\[([^][]+)\]", heads)
+    if names[:1] != ["node type"] or names[-1:] != ["Name"] or any(names.count(name) != 1 for name in _COLUMNS):
+        return None
+    cells = [_COLUMNS.get(name, f"{_NUMBER}%" if "%" in name else _NUMBER) for name in names]
+    return re.compile(rf"\s*{r'\s+'.join(cells)}$")
 
 
 def _ignored(lines: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import datetime
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tflite.adb.client import Adb
@@ -24,7 +24,12 @@ _ABOUT_SCRIPTS = {
     "low_power": "settings get global low_power",
     "cores": "cat /sys/devices/system/cpu/present",
     "count": "nproc",
+    "power": "dumpsys power 2>/dev/null | grep mWakefulness=",
 }
+# Why a latency does not count although no heat was seen; `PhoneState.throttling` may add what is missing.
+UNREPORTED = "the phone no longer reports its heat"
+# benchmark_model's default on a GPU, which is asked for explicitly.
+_GPU_PRECISION = "float16 allowed"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class PhoneState:
     """What changes with heat.
 
     Attributes:
-        thermal_status: 0 to 6, see `THERMAL_NAMES`; None before Android 10.
+        thermal_status: 0 to 6, see `THERMAL_NAMES`; None before Android 10, and where Android has no thermal driver.
         sensors: temperatures in degrees Celsius by sensor.
         overridden: somebody has set the thermal status by hand.
         clusters: the processor's groups of cores.
@@ -61,16 +66,38 @@ class PhoneState:
         known = self.thermal_status < len(THERMAL_NAMES)
         return f"{self.thermal_status} {THERMAL_NAMES[self.thermal_status]}" if known else str(self.thermal_status)
 
-    def throttling(self, start: "PhoneState") -> str | None:
-        """What slows the phone now, against the state in which measuring started; None: nothing that it admits."""
+    def allowed(self) -> dict[str, int]:
+        """The highest frequency in MHz that each cluster is allowed, by its cores, of those that say so."""
+        return {one.cores: one.allowed_mhz for one in self.clusters if one.allowed_mhz is not None}
+
+    def throttling(self, best: "PhoneState") -> str | None:
+        """Why a latency measured now does not count; None: for nothing that the phone admits.
+
+        Args:
+            best: the best that was seen of the phone, see `best_of`. What it reported then and does not report now
+                is no sign of a cool phone.
+        """
         if self.thermal_status:
             return f"thermal status {self.thermal_name}"
-        before = {cluster.cores: cluster.allowed_mhz for cluster in start.clusters}
-        for cluster in self.clusters:
-            most = before.get(cluster.cores)
-            if most is not None and cluster.allowed_mhz is not None and cluster.allowed_mhz < most:
-                return f"cores {cluster.cores} held at {cluster.allowed_mhz} MHz, {most} MHz when measuring started"
+        if self.thermal_status is None and best.thermal_status is not None:
+            return UNREPORTED
+        now = self.allowed()
+        for cores, most in best.allowed().items():
+            if cores not in now:
+                return f"{UNREPORTED} (the clock of cores {cores} is missing)"
+            if now[cores] < most:
+                return f"cores {cores} held at {now[cores]} MHz, {most} MHz before"
         return None
+
+    def best_of(self, later: "PhoneState") -> "PhoneState":
+        """This state with the highest allowed frequency of each cluster in either, and all that either reports."""
+        clusters = {cluster.cores: cluster for cluster in self.clusters}
+        known = self.allowed()
+        for cluster in later.clusters:
+            if (cluster.allowed_mhz or 0) >= known.get(cluster.cores, 0):
+                clusters[cluster.cores] = cluster
+        status = later.thermal_status if self.thermal_status is None else self.thermal_status
+        return replace(self, thermal_status=status, clusters=tuple(clusters.values()))
 
 
 def parse_properties(text: str) -> dict[str, str]:
@@ -79,12 +106,18 @@ def parse_properties(text: str) -> dict[str, str]:
 
 
 def parse_state(text: str) -> PhoneState:
-    """The output of the script behind `phone_state`."""
+    """The output of the script behind `phone_state`.
+
+    Where Android finds no thermal driver ("HAL Ready: false"), status 0 is where its variable starts: it says nothing.
+    """
     thermal, _, policies = text.partition(f"{_POLICIES}\n")
-    status = re.search(r"^\s*Thermal Status: (\d+)", thermal, re.MULTILINE)
+    found = re.search(r"^\s*Thermal Status: (\d+)", thermal, re.MULTILINE)
+    status = int(found[1]) if found else None
+    if status == 0 and re.search(r"^\s*HAL Ready: false", thermal, re.MULTILINE):
+        status = None
     current = thermal.partition("Current temperatures from HAL:")[2] or thermal
     return PhoneState(
-        thermal_status=int(status[1]) if status else None,
+        thermal_status=status,
         sensors={
             name: float(value)
             for value, name in re.findall(r"\bTemperature\{mValue=(-?[\d.]+), mType=-?\d+, mName=([^,}]+)", current)
@@ -125,6 +158,12 @@ def parse_battery(text: str) -> dict[str, Any] | None:
     }
 
 
+def parse_wakefulness(text: str) -> str | None:
+    """ "Awake", "Asleep", "Dreaming" or "Dozing", of `dumpsys power`; None where it does not say."""
+    found = re.search(r"^\s*mWakefulness=(\w+)", text, re.MULTILINE)
+    return found[1] if found else None
+
+
 def name_of(properties: Mapping[str, str]) -> str:
     """The phone's name: "Google Pixel 6"."""
     maker, model = properties.get("ro.product.manufacturer", ""), properties.get("ro.product.model", "")
@@ -153,6 +192,11 @@ def phone_state(adb: Adb) -> PhoneState:
 def phone_properties(adb: Adb) -> dict[str, str]:
     """Android's system properties."""
     return parse_properties(adb.shell(_ABOUT_SCRIPTS["properties"]).out)
+
+
+def phone_cores(adb: Adb) -> int | None:
+    """The number of cores; None where it cannot be read."""
+    return _core_count(*(adb.shell(f"{_ABOUT_SCRIPTS[name]} 2>/dev/null").out.strip() for name in ("cores", "count")))
 
 
 def describe_phone(adb: Adb, state: PhoneState, *, runtime: str, backend: str, taskset: str | None) -> dict[str, Any]:
@@ -191,23 +235,42 @@ def compose(
         "abis": list(abis),
         "cores": cores,
         "clusters": [asdict(cluster) for cluster in state.clusters],
+        "governor": _governors(state.clusters),
+        "wakefulness": parse_wakefulness(about["power"]),
         "battery": battery,
         "low_power": {"0": False, "1": True}.get(about["low_power"]),
         "thermal": {"status": state.thermal_status, "name": state.thermal_name, "sensors": dict(state.sensors)},
         "backend": backend,
+        "gpu_precision": _GPU_PRECISION if backend == "GPU" else None,
         "taskset": taskset,
         "runtime": runtime,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     if emulated := _emulated(properties):
         device["emulated"] = emulated
-    device["headline"] = [
-        f"{device['name']} ({serial}), Android {device['android'] or 'unknown'} (SDK {device['sdk'] or 'unknown'}), "
-        f"{soc or 'unknown chip'}, {device['abi'] or 'unknown ABI'}, {cores or 'unknown number of'} cores",
-        f"{runtime}, {backend}, governor {_governors(state.clusters)}, {_battery(battery)}, thermal status "
-        f"{state.thermal_name}{f', taskset {taskset}' if taskset else ''}, {device['date']}",
-    ]
+    device["headline"] = _headline(device)
     return device
+
+
+def with_unknown_precision(device: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a phone whose benchmark_model does not know the flag for the GPU's precision."""
+    changed = {**device, "gpu_precision": "unknown"}
+    return changed | {"headline": _headline(changed)}
+
+
+def _headline(device: Mapping[str, Any]) -> list[str]:
+    precision = {None: "", "unknown": ", precision unknown"}.get(
+        device["gpu_precision"], f", {device['gpu_precision']}"
+    )
+    return [
+        f"{device['name']} ({device['serial']}), Android {device['android'] or 'unknown'} "
+        f"(SDK {device['sdk'] or 'unknown'}), {device['soc'] or 'unknown chip'}, {device['abi'] or 'unknown ABI'}, "
+        f"{device['cores'] or 'unknown number of'} cores",
+        f"{device['runtime']}, {device['backend']}{precision}, governor {device['governor']}, "
+        f"{_battery(device['battery'])}, {(device['wakefulness'] or 'wakefulness unknown').lower()}, thermal status "
+        f"{device['thermal']['name']}{f', taskset {taskset}' if (taskset := device['taskset']) else ''}, "
+        f"{device['date']}",
+    ]
 
 
 def _number(text: str | None) -> int | None:
@@ -234,10 +297,23 @@ def _battery(battery: Mapping[str, Any] | None) -> str:
 def doubts(device: Mapping[str, Any], state: PhoneState) -> list[str]:
     """What about a phone makes its figures doubtful from the start."""
     found = []
-    if state.thermal_status is None:
-        found.append("The phone reports no thermal status (Android 10 and newer do): throttling may go unnoticed.")
+    if state.thermal_status is None and not state.allowed():
+        found.append(
+            "The phone reports neither a thermal status nor the clocks that its cores are allowed: throttling cannot be "
+            "seen."
+        )
+    elif state.thermal_status is None:
+        found.append(
+            "The phone reports no thermal status (Android 10 and newer with a thermal driver do): throttling may go "
+            "unnoticed."
+        )
     if state.overridden:
         found.append("The phone's thermal status is set by hand (cmd thermalservice): it says nothing about heat.")
+    if device["wakefulness"] not in (None, "Awake"):
+        found.append(
+            f"The phone is not awake (Android calls it {device['wakefulness']}), and may run slower for that: switch "
+            "the screen on, and Stay awake in the Developer options."
+        )
     if device["low_power"]:
         found.append("The phone saves power: battery saver is on.")
     battery = device["battery"]

@@ -242,9 +242,9 @@ def _check_numbers(found: Measurements) -> None:
             raise ValueError(f"the SHA-256 of {description.path} is missing")
         if description.nodes < 0 or (description.delegated_nodes or 0) < 0:
             raise ValueError(f"{description.path} has a negative number of nodes")
-        for count in (export or {}).get("tokens", []):
-            if type(count) is not int or count < 1:
-                raise ValueError(f"tokens of {description.path} are {count!r}")
+        tokens = (export or {}).get("tokens", [])
+        if not isinstance(tokens, list) or any(type(count) is not int or count < 1 for count in tokens):
+            raise ValueError(f"tokens of {description.path} are {tokens!r}")
         for key in ("format", "model", "target"):
             if not isinstance((export or {}).get(key, ""), str):
                 raise ValueError(f"{key} of {description.path} is no text")
