@@ -197,6 +197,7 @@ def draw(found: Measurements, path: Path) -> None:
     """Draws latency distributions and, for each graph that has a profile, its slowest operator types, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     profiled = [
         measurement
@@ -237,4 +238,7 @@ def draw(found: Measurements, path: Path) -> None:
         axis.set_title(f"{title(measurement)}: operators by type{doubts}")
     device = found.device
     figure.suptitle(f"{device['name']}, {device['runtime']}, {device['date']}", fontsize=9)
+    # A phone's name and a file's are plain text: a "$" in them begins no formula.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     figure.savefig(path, dpi=120)

@@ -141,6 +141,13 @@ def test_the_table_of_a_phone_says_what_it_does_not_know(found: Measurements, tm
     assert all(path.stat().st_size > 0 for path in summary.write(phone, tmp_path))
 
 
+def test_a_name_is_no_formula(found: Measurements, tmp_path: Path) -> None:
+    """Whoever holds a phone types its name; file names become labels."""
+    labelled = [dataclasses.replace(one, label=f"a $\\frac$ {one.label}") for one in found.measurements]
+    named = dataclasses.replace(found, device=found.device | {"name": "$x_$ y"}, measurements=labelled)
+    assert summary.write(named, tmp_path)[1].read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_same_files_meet_by_checksum_threads_and_backend(found: Measurements) -> None:
     joined = pairs(on_a_phone(found), found)
     assert len(joined) == 4
