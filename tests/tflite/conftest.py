@@ -1,4 +1,4 @@
-"""Small real .tflite files, converted once per session."""
+"""Small real .tflite files, converted once per session, and results of benchmarks."""
 
 from pathlib import Path
 
@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+
+from tests.tflite import report_results
+from tflite.measurements import Measurements
 
 
 def _gelu(x):
@@ -84,3 +87,21 @@ def tflite_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, content in contents.items():
         (directory / f"{name}.tflite").write_bytes(content)
     return {name: directory / f"{name}.tflite" for name in contents}
+
+
+@pytest.fixture(scope="session")
+def measured(tflite_files: dict[str, Path]) -> Measurements:
+    """A benchmark of this computer, for the reports."""
+    return report_results.measure(tflite_files)
+
+
+@pytest.fixture(scope="session")
+def paths(measured: Measurements, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Its JSON, and that of devices that are test fixtures."""
+    return report_results.write_results(tmp_path_factory.mktemp("results"), measured)
+
+
+@pytest.fixture(scope="session")
+def hostile(measured: Measurements, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A JSON whose every text is HTML, and that text."""
+    return report_results.write_hostile(tmp_path_factory.mktemp("hostile"), measured)

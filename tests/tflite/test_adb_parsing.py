@@ -198,6 +198,50 @@ def test_columns_of_older_tables_and_pasted_spaces_are_read() -> None:
         assert profile.nodes[0] == Node("QUANTIZE", "builtin", 0, pytest.approx(0.0002))
 
 
+def test_a_number_at_the_end_of_an_operators_name_belongs_to_it() -> None:
+    named = PROFILE.replace("Convolution (NHWC, QC8) DWConv\t", "Conv 2\t").replace("QUANTIZE\t", "Custom 1 2.5\t")
+    started = "\n".join(
+        line.replace("[node type]\t", "[node type]\t  [start]\t").replace("\t    0.", "\t    0.001\t    0.", 1)
+        for line in named.splitlines()
+    )
+    for text in (named, started, named.expandtabs(8), started.expandtabs(8)):
+        profile = native.parse(NEW + text).profile
+        assert profile is not None
+        assert [node.op for node in profile.nodes] == ["Custom 1 2.5", *["Conv 2"] * 3, "FULLY_CONNECTED"]
+        assert [node.seconds for node in profile.nodes] == pytest.approx([200e-6, 50e-6, 50e-6, 50e-6, 300e-6])
+
+
+@pytest.mark.parametrize("heads", ["", "[node type] [avg ms]", "[node type] [first] [avg ms] [%] [Name]"])
+def test_a_table_with_unknown_heads_is_no_profile(heads: str) -> None:
+    table = "".join(f"{heads}\n" if "[node type]" in line else f"{line}\n" for line in PROFILE.splitlines())
+    assert native.parse(NEW + table).profile is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "count=3 curr=0(all same)",
+        "count=3 curr=0(all same) p5=0 median=0 p95=0",
+        "count=3 first=1 curr=0 min=0 max=1 avg=0.333333 std=0 p5=0 median=0 p95=1",
+        "count=3 first=0 curr=0 min=0 max=0 avg=0 std=0",
+    ],
+)
+def test_latencies_below_the_clocks_resolution_are_no_result(line: str) -> None:
+    with pytest.raises(UserError, match="latency of 0: the graph is faster than its clock") as raised:
+        native.quotable(native.parse(f"Initialized session in 1ms.\ncount=1 curr=7\n{line}\n").runs)
+    assert "\n" not in str(raised.value)
+    assert native.parse(f"Initialized session in 1ms.\ncount=1 curr=0\ncount=3 curr=0\n{PROFILE}").profile is None
+
+
+@pytest.mark.parametrize(("rest", "median"), [("", None), (" p5=0 median=1 p95=1", 1e-6)])
+def test_a_single_latency_of_0_is_a_latency(rest: str, median: float | None) -> None:
+    line = f"count=3 first=1 curr=1 min=0 max=1 avg=0.666667 std=0{rest}"
+    runs = native.parse(f"Initialized session in 1ms.\ncount=1 curr=0\n{line}\n").runs
+    assert runs.min == 0
+    assert runs.median == (None if median is None else pytest.approx(median))
+    assert native.quotable(runs) == runs
+
+
 def test_a_failure_quotes_the_line_that_tells() -> None:
     text = "INFO: STARTING!\nERROR: Failed to load model /x\nERROR: Benchmarking failed.\n"
     with pytest.raises(UserError, match=r"no latencies. It said: ERROR: Failed to load model /x$"):
@@ -263,6 +307,8 @@ def test_flags_say_exactly_what_is_measured() -> None:
     ]
     gpu = native.arguments("/m", threads=1, runs=1, warmup=1, backend="GPU", seconds=9, memory=True, profile=True)
     assert gpu.index("--use_gpu=true") < gpu.index("--use_xnnpack=true")
+    assert "--gpu_precision_loss_allowed=true" in gpu
+    assert "--gpu_precision_loss_allowed=true" not in flags
     assert {"--report_peak_memory_footprint=true", "--enable_op_profiling=true"} < set(gpu)
     cpu = native.arguments("/m", threads=1, runs=1, warmup=1, backend="CPU", seconds=9)
     assert "--use_xnnpack=false" in cpu

@@ -1,12 +1,13 @@
 """What adb, a phone's commands and a program's file say, read: texts in Android's formats with made-up values."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mobiatt_tf.errors import UserError
-from tflite.adb import binary, phone
+from tflite.adb import binary, cooling, phone
 from tflite.adb.client import Connected, choose, find_adb, parse_devices
 from tflite.adb.device import AdbDevice
 from tflite.adb.storage import parse_free
@@ -65,13 +66,19 @@ def state(status: int | str = 0, little: int = 1803000, big: int = 2802000) -> p
 
 def about(**changed: str) -> dict[str, str]:
     known = {"properties": PROPERTIES, "battery": BATTERY, "low_power": "0", "cores": "0-7", "count": "8"}
-    return known | changed
+    return known | {"power": "  mWakefulness=Awake"} | changed
 
 
-def compose(texts: dict[str, str], at: phone.PhoneState | None = None) -> dict[str, object]:
+def compose(texts: dict[str, str], at: phone.PhoneState | None = None, backend: str = "XNNPACK") -> dict[str, object]:
     return phone.compose(
-        texts, at or state(), serial="1A2B", runtime="benchmark_model 0123", backend="XNNPACK", taskset="f0"
+        texts, at or state(), serial="1A2B", runtime="benchmark_model 0123", backend=backend, taskset="f0"
     )
+
+
+def headline(device: dict[str, object]) -> str:
+    lines = device["headline"]
+    assert isinstance(lines, list)
+    return "\n".join(lines)
 
 
 def test_devices_are_listed_with_state_and_model() -> None:
@@ -89,7 +96,15 @@ def test_the_right_phone_is_chosen_or_one_line_says_why_not() -> None:
     listed = parse_devices(DEVICES)
     assert choose(listed[:1], None) == listed[0]
     assert choose(listed, "1A2B3C4D") == listed[0]
+    nameless = parse_devices(
+        "List of devices attached\n(no serial number)     device usb:1-2 product:x model:Cheap_Phone transport_id:1\n"
+        "(no serial number)\tunauthorized\n"
+    )
+    assert [(one.state, one.model) for one in nameless] == [("device", "Cheap Phone"), ("unauthorized", "")]
+    assert choose([*nameless, *listed], "1A2B3C4D") == listed[0]
     for connected, serial, message in (
+        (nameless[:1], None, r"phone \(Cheap Phone\) has no serial number.*adb connect ADDRESS"),
+        (nameless[1:], None, "phone has no serial number"),
         ([], None, "No phone is connected.*USB debugging"),
         ([], "X", "No phone with serial X is connected"),
         (listed[:2], None, r"2 phones are connected: 1A2B3C4D \(Pixel 6\), 192.*\(offline\).*--serial=SERIAL"),
@@ -112,6 +127,23 @@ def test_a_missing_adb_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         find_adb("/nowhere/adb")
 
 
+def test_an_adb_beside_the_caller_is_found_where_bazel_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for directory in ("bin", "caller/tools"):
+        (tmp_path / directory).mkdir(parents=True)
+    for name in ("bin/adb", "caller/tools/adb"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("BUILD_WORKING_DIRECTORY", str(tmp_path / "caller"))
+    assert find_adb("tools/adb") == str(tmp_path / "caller/tools/adb")
+    assert find_adb("adb") == str(tmp_path / "bin/adb")
+    with pytest.raises(UserError, match=r"--adb=\./adb is no program"):  # that of PATH is another one
+        find_adb("./adb")
+    monkeypatch.delenv("BUILD_WORKING_DIRECTORY")
+    monkeypatch.chdir(tmp_path / "caller/tools")
+    assert find_adb("./adb") == str(tmp_path / "caller/tools/adb")
+
+
 def test_a_phone_describes_itself() -> None:
     device = compose(about())
     assert device["name"] == "Google Pixel 6"
@@ -127,21 +159,66 @@ def test_a_phone_describes_itself() -> None:
         {"cores": "7", "governor": None, "max_mhz": 2802, "allowed_mhz": None},
     ]
     assert "emulated" not in device
-    headline = device["headline"]
-    assert isinstance(headline, list)
     for words in ("Google Pixel 6", "Android 15", "GS101", "arm64-v8a", "sched_pixel", "85 %", "0 NONE", "taskset f0"):
-        assert any(words in line for line in headline), words
+        assert words in headline(device), words
+    governor = "sched_pixel (cores 0-3), sched_pixel (cores 4-5), unknown (cores 7)"
+    assert device["governor"] == governor
+    assert f"governor {governor}, battery 85 % 28.3 °C charging, awake, thermal" in headline(device)
+    assert phone.doubts(device, state()) == []
+
+
+def test_the_precision_of_a_gpu_is_named() -> None:
+    assert compose(about())["gpu_precision"] is None
+    device = compose(about(), backend="GPU")
+    assert device["gpu_precision"] == "float16 allowed"
+    assert ", GPU, float16 allowed, governor" in headline(device)
+    unknown = phone.with_unknown_precision(device)
+    assert unknown["gpu_precision"] == "unknown"
+    assert ", GPU, precision unknown, governor" in headline(unknown)
+    assert headline(device) != headline(unknown)
+
+
+@pytest.mark.parametrize(
+    ("text", "state_", "words"),
+    [
+        ("  mWakefulness=Awake\n  mWakefulnessChanging=false", "Awake", "awake"),
+        ("  mWakefulness=Dozing", "Dozing", "dozing"),
+        ("  mWakefulness=Asleep", "Asleep", "asleep"),
+        ("", None, "wakefulness unknown"),
+    ],
+)
+def test_a_phone_that_is_not_awake_is_doubtful(text: str, state_: str | None, words: str) -> None:
+    device = compose(about(power=text))
+    assert device["wakefulness"] == state_
+    assert f", {words}, thermal" in headline(device)
+    found = phone.doubts(device, state())
+    assert len(found) == (state_ not in (None, "Awake"))
+    assert all(f"Android calls it {state_}" in doubt for doubt in found)
 
 
 def test_a_phone_that_says_nothing_is_described_by_what_is_not_known() -> None:
     nothing = dict.fromkeys(about(), "")
     device = compose(nothing, phone.parse_state(""))
-    for key in ("android", "sdk", "soc", "abi", "cores", "battery", "low_power"):
+    for key in ("android", "sdk", "soc", "abi", "cores", "battery", "low_power", "wakefulness"):
         assert device[key] is None, key
     assert device["name"] == "unknown phone"
     assert device["thermal"] == {"status": None, "name": "unknown", "sensors": {}}
-    doubts = phone.doubts(device, phone.parse_state(""))
-    assert doubts == ["The phone reports no thermal status (Android 10 and newer do): throttling may go unnoticed."]
+    assert device["governor"] == "unknown"
+    (doubt,) = phone.doubts(device, phone.parse_state(""))
+    assert doubt.startswith("The phone reports neither a thermal status nor the clocks")
+    assert doubt.endswith("throttling cannot be seen.")
+
+
+def test_the_default_of_a_phone_without_thermal_driver_is_no_status() -> None:
+    text = STATE.format(status=0, little=1803000, big=2802000)
+    without = phone.parse_state(text.replace("HAL Ready: true", "HAL Ready: false"))
+    assert without.thermal_status is None
+    assert without.thermal_name == "unknown"
+    (doubt,) = phone.doubts(compose(about(), without), without)
+    assert "no thermal status" in doubt
+    assert "throttling may go unnoticed" in doubt  # the clocks are seen
+    by_hand = phone.parse_state(text.replace("HAL Ready: true", "HAL Ready: false").replace("Status: 0", "Status: 3"))
+    assert by_hand.thermal_status == 3
 
 
 @pytest.mark.parametrize(
@@ -177,11 +254,43 @@ def test_any_thermal_status_above_none_is_throttling() -> None:
     assert state(0).throttling(state(0)) is None
     assert state(1).throttling(state(0)) == "thermal status 1 LIGHT"
     assert state(6).throttling(state(0)) == "thermal status 6 SHUTDOWN"
-    assert phone.parse_state("").throttling(state(0)) is None
+    assert phone.parse_state("").throttling(phone.parse_state("")) is None
+
+
+def test_what_is_no_longer_reported_is_not_cool() -> None:
+    assert phone.parse_state("").throttling(state(0)) == "the phone no longer reports its heat"
+    unknown = replace(state(), thermal_status=None)
+    assert unknown.throttling(state()) == "the phone no longer reports its heat"
+    assert unknown.throttling(unknown) is None
+    fewer = replace(state(), clusters=state().clusters[:1])
+    assert fewer.throttling(state()) == ("the phone no longer reports its heat (the clock of cores 4-5 is missing)")
+    assert state().throttling(fewer) is None
+    assert cooling.given_up(str(unknown.throttling(state())), 600).startswith("The phone no longer reports its heat, ")
+
+
+def test_the_best_of_a_phone_is_the_highest_limit_of_each_cluster() -> None:
+    first, later = state(little=1200000, big=2802000), state(little=1803000, big=1000000)
+    best = first.best_of(later)
+    assert best.allowed() == later.best_of(first).allowed() == {"0-3": 1803, "4-5": 2253}
+    assert first.throttling(best) == "cores 0-3 held at 1200 MHz, 1803 MHz before"
+    unknown = phone.parse_state("")
+    assert unknown.best_of(first).throttling(first) is None
+    assert unknown.throttling(unknown.best_of(first)) == "the phone no longer reports its heat"
+    assert unknown.throttling(first.best_of(unknown)) == "the phone no longer reports its heat"
+
+
+def test_limits_that_rise_are_kept_with_the_first_and_the_last() -> None:
+    low, middle, high = state(little=1000000), state(little=1200000), state(little=1803000)
+    assert cooling.rises({}, high, low) == {}
+    once = cooling.rises({}, low, middle)
+    assert once == {"0-3": (1000, 1200)}
+    assert cooling.rises(once, low.best_of(middle), middle) == once
+    assert cooling.rises(once, low.best_of(middle), high) == {"0-3": (1000, 1803)}
+    assert cooling.rises({}, phone.parse_state(""), high) == {}
 
 
 def test_cores_held_lower_than_at_the_start_are_throttling() -> None:
-    assert state(little=1200000).throttling(state()) == "cores 0-3 held at 1200 MHz, 1803 MHz when measuring started"
+    assert state(little=1200000).throttling(state()) == "cores 0-3 held at 1200 MHz, 1803 MHz before"
     assert state(little=1200000).throttling(state(little=1200000)) is None
     assert state().throttling(state(little=1200000)) is None
 

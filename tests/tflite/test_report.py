@@ -15,11 +15,8 @@ from tests.tflite.report_results import (
     EMULATED,
     Parsed,
     evaluation,
-    measure,
     phone_fixture,
     write_changed,
-    write_hostile,
-    write_results,
 )
 from tflite import report
 from tflite.measurements import Measurements
@@ -27,22 +24,6 @@ from tflite.reporting import charts, drawing, page
 from tflite.reporting.collect import collect
 from tflite.reporting.drawing import Mark, Shape, domain_of
 from tflite.reporting.figures import figures
-
-
-@pytest.fixture(scope="module")
-def measured(tflite_files: dict[str, Path]) -> Measurements:
-    return measure(tflite_files)
-
-
-@pytest.fixture(scope="module")
-def paths(measured: Measurements, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_results(tmp_path_factory.mktemp("results"), measured)
-
-
-@pytest.fixture(scope="module")
-def hostile(measured: Measurements, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    return write_hostile(tmp_path_factory.mktemp("hostile"), measured)
-
 
 # Figures.
 

@@ -9,29 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.tflite.report_results import measure, write_hostile, write_results
-from tflite.measurements import Measurements
 from tflite.reporting import page
 from tflite.reporting.collect import Report, collect
 from tflite.reporting.drawing import Mark
 from tflite.reporting.figures import figures
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def measured(tflite_files: dict[str, Path]) -> Measurements:
-    return measure(tflite_files)
-
-
-@pytest.fixture(scope="module")
-def paths(measured: Measurements, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_results(tmp_path_factory.mktemp("results"), measured)
-
-
-@pytest.fixture(scope="module")
-def hostile(measured: Measurements, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    return write_hostile(tmp_path_factory.mktemp("hostile"), measured)
 
 
 @contextlib.contextmanager

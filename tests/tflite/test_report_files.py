@@ -16,21 +16,11 @@ from PIL import Image
 
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
-from tests.tflite.report_results import evaluation, measure, write_changed, write_results
+from tests.tflite.report_results import evaluation, write_changed
 from tflite.checking import check_values
 from tflite.measurements import Measurements
 from tflite.reporting import page
 from tflite.reporting.collect import collect
-
-
-@pytest.fixture(scope="module")
-def measured(tflite_files: dict[str, Path]) -> Measurements:
-    return measure(tflite_files)
-
-
-@pytest.fixture(scope="module")
-def paths(measured: Measurements, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_results(tmp_path_factory.mktemp("results"), measured)
 
 
 def refused(paths: list[Path]) -> str:
