@@ -61,11 +61,12 @@ def load(path: str | Path) -> Measurements:
             another type, or is infinite or not a number.
     """
     value = files.read_json(path)
-    if not isinstance(value, dict) or value.get("kind") != KIND:
+    first_version = isinstance(value, dict) and {"device", "plan", "measurements"} <= value.keys()  # it had no kind
+    if not isinstance(value, dict) or (value.get("kind") != KIND and not first_version):
         raise UserError(f"{path} is not the result of a benchmark: give a benchmark.json of tflite.benchmark.")
     if value.get("version") != VERSION:
         raise UserError(
-            f"{path} has version {value.get('version')} of the results' format; this program reads {VERSION}. "
+            f"{path} has version {value.get('version', 1)} of the results' format; this program reads {VERSION}. "
             "Measure again."
         )
     try:

@@ -59,7 +59,8 @@ def test_what_is_written_is_read_back(found: Measurements, tmp_path: Path) -> No
         ("{", "not valid JSON"),
         ("[]", "not the result of a benchmark"),
         ('{"kind": "another"}', "not the result of a benchmark"),
-        ('{"kind": "mobiatt-tf benchmark", "version": 1}', "has version 1"),
+        ('{"kind": "mobiatt-tf benchmark", "version": 3}', "has version 3"),
+        ('{"device": {}, "plan": {}, "measurements": []}', "has version 1"),
         ('{"kind": "mobiatt-tf benchmark", "version": 2}', "is damaged: KeyError 'plan'"),
     ],
 )
