@@ -10,7 +10,7 @@ from tests.processes import ROOT
 from tools.phone.emulated import EmulatedPhone
 
 SECONDS = 300
-_BAR = re.compile(r"(push|load|measure|profile): ")  # a progress line
+_BAR = re.compile(r"(push|cool|load|measure|profile): ")  # a progress line
 
 
 def command(graphs: Sequence[Path], output: Path, *flags: str) -> list[str]:
@@ -30,13 +30,13 @@ def environment(phone: EmulatedPhone, home: Path) -> dict[str, str]:
 
 
 def run(
-    phone: EmulatedPhone, graphs: Sequence[Path], directory: Path, *flags: str
+    phone: EmulatedPhone, graphs: Sequence[Path], directory: Path, *flags: str, cwd: Path = ROOT
 ) -> "subprocess.CompletedProcess[str]":
     """Runs the benchmark to its end; results go to directory/out."""
     return subprocess.run(
         command(graphs, directory / "out", *flags),
-        cwd=ROOT,
-        env=environment(phone, directory),
+        cwd=cwd,
+        env=environment(phone, directory) | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -67,12 +67,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def _convert(name: str) -> bytes:
-    x = keras.Input((8, 8), batch_size=1)
-    y = keras.layers.Dense(256 if name == "wide" else 16, activation="relu")(x)  # (1, 8, units)
+    # Large enough to take several of the microseconds in which benchmark_model counts.
+    x = keras.Input((64, 64), batch_size=1)
+    y = keras.layers.Dense(256 if name == "wide" else 64, activation="relu")(x)  # (1, 64, units)
     if name == "power":
         y = keras.ops.power(keras.ops.abs(y) + 1.0, keras.ops.sigmoid(x[..., :1]))
     if name == "flex":
-        y = keras.ops.inv(keras.layers.Dense(8)(y))  # (1, 8, 8)
+        y = keras.ops.inv(y)  # (1, 64, 64)
     converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(x, keras.layers.Dense(4)(y)))
     if name == "flex":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]

@@ -97,6 +97,98 @@ def test_rounds_on_a_hot_phone_are_repeated(phone: EmulatedPhone, model: Model, 
     assert any("repeated" in warning for warning in found["warnings"])
 
 
+def test_files_whose_names_begin_with_a_dash(phone: EmulatedPhone, model: Model, tmp_path: Path) -> None:
+    (tmp_path / "-m").write_bytes(model("dense").read_bytes())
+    phone.benchmark_model(tmp_path / "-benchmark_model")
+    done = commands.run(phone, [Path("-m")], tmp_path, "--benchmark_binary=-benchmark_model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path)["measurements"][0]["label"] == "-m"
+
+
+def test_the_state_of_the_phone_is_told(phone: EmulatedPhone, model: Model, tmp_path: Path) -> None:
+    binary = phone.benchmark_model(tmp_path / "benchmark_model")
+    phone.set_thermal_status(0, has_driver=False)
+    phone.set_wakefulness("Dozing")
+    phone.set_allowed_frequency(4, 1200000)
+    done = commands.run(phone, [model("dense")], tmp_path, f"--benchmark_binary={binary}")
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path)
+    assert found["device"]["thermal"] == {"status": None, "name": "unknown", "sensors": {}}
+    assert found["device"]["wakefulness"] == "Dozing"
+    governor = "schedutil (cores 0-3), schedutil (cores 4-7)"
+    assert found["device"]["governor"] == governor
+    assert f"governor {governor}, battery 85 % 28.1 °C charging, dozing, thermal status unknown" in done.stdout
+    for words in ("no thermal status", "Android calls it Dozing", "Cores 4-7 are held at 1200 of 2802 MHz"):
+        assert len([warning for warning in found["warnings"] if words in warning]) == 1, words
+        assert words in done.stdout
+    assert len(found["warnings"]) == 3
+
+
+def test_a_phone_that_says_nothing_of_its_heat(phone: EmulatedPhone, model: Model, tmp_path: Path) -> None:
+    binary = phone.benchmark_model(tmp_path / "benchmark_model")
+    phone.set_thermal_status(None)
+    phone.set_wakefulness(None)
+    for policy in state.CLUSTERS:
+        phone.remove_policy(policy)
+    done = commands.run(phone, [model("dense")], tmp_path, f"--benchmark_binary={binary}")
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path)
+    assert found["device"]["wakefulness"] is None
+    (warning,) = found["warnings"]
+    assert warning.endswith("throttling cannot be seen.")
+
+
+def test_limits_of_a_hot_phone_are_no_baseline(phone: EmulatedPhone, model: Model, tmp_path: Path) -> None:
+    """Hot from the start, with a low limit; what is measured after it has cooled down is measured without it."""
+    binary = phone.benchmark_model(tmp_path / "benchmark_model")
+    phone.set_thermal_status(2)
+    phone.set_allowed_frequency(4, 1200000)
+    with commands.start(phone, [model("dense")], tmp_path, f"--benchmark_binary={binary}") as benchmark:
+        for _ in range(2):
+            phone.wait_for_thermal_look()
+        phone.set_allowed_frequency(4, state.CLUSTERS[4])
+        phone.set_thermal_status(0)
+        _, stderr = benchmark.communicate(timeout=commands.SECONDS)
+    assert benchmark.returncode == 0, stderr
+    found = results(tmp_path)
+    assert found["warnings"] == []
+    assert [cluster["allowed_mhz"] for cluster in found["device"]["clusters"]] == [1803, 2802]
+    assert found["device"]["thermal"]["name"] == "0 NONE"
+
+
+def test_a_limit_that_rises_later_is_told(phone: EmulatedPhone, model: Model, tmp_path: Path) -> None:
+    binary = phone.benchmark_model(tmp_path / "benchmark_model")
+    phone.set_allowed_frequency(4, 1200000)
+    phone.hold(after=2)  # loaded, one round
+    with commands.start(phone, [model("dense")], tmp_path, f"--benchmark_binary={binary}") as benchmark:
+        phone.wait_until_held()
+        phone.set_allowed_frequency(4, state.CLUSTERS[4])
+        phone.release()
+        _, stderr = benchmark.communicate(timeout=commands.SECONDS)
+    assert benchmark.returncode == 0, stderr
+    capped, risen = results(tmp_path)["warnings"]
+    assert capped == "Cores 4-7 are held at 1200 of 2802 MHz."
+    assert risen.startswith("Cores 4-7 were held at 1200 MHz when measuring started and were allowed 2802 MHz later")
+
+
+def test_a_round_after_which_the_heat_is_unknown_is_repeated(
+    phone: EmulatedPhone, model: Model, tmp_path: Path
+) -> None:
+    binary = phone.benchmark_model(tmp_path / "benchmark_model")
+    phone.hold(after=1)  # the first start only loads
+    with commands.start(phone, [model("dense")], tmp_path, f"--benchmark_binary={binary}") as benchmark:
+        phone.wait_until_held()
+        phone.set_thermal_status(None)
+        phone.release()
+        phone.wait_for_thermal_look()  # after the round: no answer
+        phone.wait_for_thermal_look()  # before the next: it waits
+        phone.set_thermal_status(0)
+        _, stderr = benchmark.communicate(timeout=commands.SECONDS)
+    assert benchmark.returncode == 0, stderr
+    (warning,) = results(tmp_path)["warnings"]
+    assert warning == "Rounds that were repeated: 1 (the phone no longer reports its heat)."
+
+
 @pytest.mark.slow
 def test_arm64(arm_phone: EmulatedPhone, model: Model, tmp_path: Path) -> None:
     """AArch64 programs are pushed, run in QEMU and report; what they measure there is not a phone's speed."""

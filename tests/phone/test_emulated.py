@@ -23,6 +23,7 @@ def test_shell_passes_output_and_exit_status(phone: EmulatedPhone) -> None:
 def test_commands_are_androids(phone: EmulatedPhone) -> None:
     assert "MIRBSD KSH" in phone.adb("shell", "echo $KSH_VERSION").stdout
     assert "toybox" in phone.adb("shell", "readlink -f $(which sha256sum)").stdout
+    assert phone.adb("shell", "readlink $(which sha256sum)").stdout == "/system/bin/sha256sum\n"
 
 
 def test_push_and_pull(phone: EmulatedPhone, tmp_path: Path) -> None:
@@ -52,11 +53,29 @@ def test_fixtures_say_what_tests_set(phone: EmulatedPhone) -> None:
     assert "[ro.product.model]: [A phone [with] brackets]\n" in phone.adb("shell", "getprop").stdout
     phone.set_thermal_status(3)
     assert phone.adb("shell", "dumpsys thermalservice").stdout == state.thermal_dump(3)
+    phone.set_thermal_status(0, has_driver=False)
+    assert "HAL Ready: false\n" in phone.adb("shell", "dumpsys thermalservice").stdout
+    phone.set_thermal_status(None)
+    assert "TIMEOUT" in phone.adb("shell", "dumpsys thermalservice").stdout
+    assert "  mWakefulness=Awake\n" in phone.adb("shell", "dumpsys power").stdout
+    phone.set_wakefulness("Dozing")
+    assert "  mWakefulness=Dozing\n" in phone.adb("shell", "dumpsys power").stdout
+    phone.set_wakefulness(None)
+    assert phone.adb("shell", "dumpsys power").stdout == ""
     phone.set_battery(state.Battery(level=9, usb_powered=False, status=3))
     assert "  level: 9\n" in phone.adb("shell", "dumpsys battery").stdout
     phone.set_allowed_frequency(4, 1000000)
     path = "/sys/devices/system/cpu/cpu7/cpufreq/scaling_max_freq"
     assert phone.adb("shell", f"cat {path}").stdout == "1000000\n"
+    phone.remove_policy(4)
+    assert phone.adb("shell", "echo /sys/devices/system/cpu/cpufreq/policy*").stdout.endswith("/policy0\n")
+
+
+def test_a_command_can_be_lacking(toolchain: None) -> None:
+    with EmulatedPhone("x86_64", lacking=["sha256sum"]) as phone:
+        done = phone.adb("shell", "command -v md5sum; sha256sum /proc/version")
+        assert done.stdout == "/fixture/commands/md5sum\n"
+        assert done.returncode == 127
 
 
 def test_unplugging(phone: EmulatedPhone) -> None:

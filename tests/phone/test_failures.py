@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.phone import commands
+from tflite.adb.client import Adb, LostPhoneError
+from tflite.adb.storage import PhoneStorage
 from tools.phone.emulated import EmulatedPhone
 
 Model = Callable[[str], Path]
@@ -244,6 +246,73 @@ def test_slowed_cores_in_the_middle(phone: EmulatedPhone, model: Model, binary: 
     assert stdout == ""
     assert "throttles" in commands.error(stderr)
     check_tidy(phone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda phone: phone.set_thermal_status(None), lambda phone: phone.remove_policy(4)],
+    ids=["status", "clock"],
+)
+def test_heat_is_no_longer_reported(
+    phone: EmulatedPhone, model: Model, binary: str, loss: Callable[[EmulatedPhone], None], tmp_path: Path
+) -> None:
+    with start_and_hold(phone, model("dense"), tmp_path, binary, "--max_cooldown_seconds=1", after=_LAST) as benchmark:
+        loss(phone)
+        phone.release()
+        stdout, stderr = benchmark.communicate(timeout=commands.SECONDS)
+    assert benchmark.returncode == 1
+    assert stdout == ""
+    assert commands.error(stderr).startswith("The phone no longer reports its heat")
+    check_tidy(phone, tmp_path)
+
+
+def test_a_limit_that_rose_and_fell(phone: EmulatedPhone, model: Model, binary: str, tmp_path: Path) -> None:
+    """Hot from the start with a low limit, cool without it, then held as low as at the start: that is throttling."""
+    phone.set_thermal_status(2)
+    phone.set_allowed_frequency(4, 1200000)
+    phone.hold(after=_LAST)
+    with commands.start(phone, [model("dense")], tmp_path, binary, "--max_cooldown_seconds=4") as benchmark:
+        for _ in range(2):
+            phone.wait_for_thermal_look()
+        phone.set_allowed_frequency(4, 2802000)
+        phone.set_thermal_status(0)
+        phone.wait_until_held()
+        phone.set_allowed_frequency(4, 1200000)
+        phone.release()
+        stdout, stderr = benchmark.communicate(timeout=commands.SECONDS)
+    assert benchmark.returncode == 1
+    assert stdout == ""
+    assert "throttles (cores 4-7 held at 1200 MHz, 2802 MHz before)" in commands.error(stderr)
+    check_tidy(phone, tmp_path)
+
+
+def test_no_checksums_on_the_phone(toolchain: None, model: Model, tmp_path: Path) -> None:
+    with EmulatedPhone("x86_64", lacking=["sha256sum"]) as phone:
+        binary = phone.benchmark_model(tmp_path / "benchmark_model")
+        message = run(phone, model("dense"), tmp_path, f"--benchmark_binary={binary}")
+        assert message.startswith("The phone lacks the command sha256sum")
+        assert phone.files() == []
+
+
+def test_what_takes_too_long_is_named(
+    phone: EmulatedPhone, model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in phone.environment.items():
+        monkeypatch.setenv(name, value)
+    adb = Adb("adb", phone.serials[0])
+    binary = phone.benchmark_model(tmp_path / "benchmark_model")
+    phone.hold()
+    with PhoneStorage(adb, clean=True) as storage:
+        remote = storage.provide([binary, model("dense")])
+        with pytest.raises(
+            LostPhoneError, match=r"^benchmark_model with x took longer than 3 s, so it was given up\.$"
+        ):
+            storage.execute([remote[binary], f"--graph={remote[model('dense')]}"], 3, "benchmark_model with x")
+    phone.wait_until_tidy()
+    assert phone.files() == []
+    with pytest.raises(LostPhoneError, match="did not answer within 1 s"):
+        adb.shell("sleep 3", 1)
+    phone.wait_until_tidy()
 
 
 @pytest.mark.parametrize("loss", [EmulatedPhone.unplug, EmulatedPhone.kill_adbd])

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
 
 _CALL_SECONDS = 60.0  # anything but transfers and measurements; a phone that is awake answers within a second
 _PUSH_SECONDS_PER_MEGABYTE = 2.0  # USB 2 moves some 30 MB a second, a poor wireless connection 1
+_NO_SERIAL = "(no serial number)"  # as `adb devices` prints it
 _END = "mobiatt-end:"  # a connection that breaks can look like success: what ends without this line was cut off
 _INSTALL = "Install it (Debian: apt-get install adb; elsewhere: Android's SDK Platform Tools) or give --adb=PATH."
 _SWITCH_ON = "Connect a phone on which USB debugging is switched on (Settings, Developer options)"
@@ -20,7 +22,10 @@ _SWITCH_ON = "Connect a phone on which USB debugging is switched on (Settings, D
 
 @dataclass(frozen=True)
 class Connected:
-    """One line of `adb devices`: `state` is "device" where the phone can be used; `model` may be empty."""
+    """One line of `adb devices`: `state` is "device" where the phone can be used; `model` may be empty.
+
+    A phone without a serial number has the one that adb prints, "(no serial number)".
+    """
 
     serial: str
     state: str
@@ -51,7 +56,9 @@ def find_adb(given: str | None) -> str:
     Raises:
         UserError: there is none.
     """
-    found = shutil.which(os.path.expanduser(given)) if given else shutil.which("adb")
+    # A name without a slash is looked for on PATH. `user_path` drops the "./" that says that a name is none of these.
+    wanted = str(files.user_path(given).absolute()) if given and "/" in given else given
+    found = shutil.which(wanted or "adb")
     if found is None:
         what = f"--adb={given} is no program that can be run" if given else "The program adb is not on PATH"
         raise UserError(f"{what}. {_INSTALL}")
@@ -63,8 +70,8 @@ def parse_devices(text: str) -> list[Connected]:
     lines = text.partition("List of devices attached")[2].splitlines()
     found = []
     for line in lines:
-        # A serial has no space; a state may have: "no permissions (user in plugdev group ...)".
-        match = re.match(r"(\S+)\s+(no permissions|\S+)(.*)", line)
+        # No other serial has a space; a state may have: "no permissions (user in plugdev group ...)".
+        match = re.match(rf"({re.escape(_NO_SERIAL)}|\S+)\s+(no permissions|\S+)(.*)", line)
         if match and not line.startswith("*"):
             model = re.search(r"\bmodel:(\S+)", match[3])
             found.append(Connected(match[1], match[2], model[1].replace("_", " ") if model else ""))
@@ -90,6 +97,12 @@ def choose(connected: Sequence[Connected], serial: str | None) -> Connected:
     chosen = connected[0] if serial is None else next((one for one in connected if one.serial == serial), None)
     if chosen is None:
         raise UserError(f"No phone with serial {serial} is connected. Connected: {listed}.")
+    if chosen.serial == _NO_SERIAL:
+        model = f" ({chosen.model})" if chosen.model else ""
+        raise UserError(
+            f"The connected phone{model} has no serial number, so adb cannot be told to use it. Connect it without a "
+            "cable (`adb tcpip 5555`, then `adb connect ADDRESS`): then its address stands for one."
+        )
     if chosen.state != "device":
         raise UserError(_unusable(chosen.serial, chosen.state))
     return chosen
@@ -144,15 +157,20 @@ class Adb:
         listed = _run([self.program, "devices"], _CALL_SECONDS)
         return next((one.state for one in parse_devices(listed.out) if one.serial == self.serial), "absent")
 
-    def shell(self, script: str | Sequence[str], seconds: float = _CALL_SECONDS) -> Output:
+    def shell(self, script: str | Sequence[str], seconds: float = _CALL_SECONDS, what: str | None = None) -> Output:
         """Runs a script of the phone's shell, or one command given as its words.
+
+        Args:
+            script: the script or the words.
+            seconds: how long it may take.
+            what: names it where it may take long; None: the phone answers at once, unless something is wrong with it.
 
         Raises:
             LostPhoneError: the connection broke, or it took longer than `seconds`.
         """
         text = script if isinstance(script, str) else shlex.join(script)
         # In a subshell, so that an `exit` of the script does not skip the line that says that all of it arrived.
-        output = _run(self.command("shell", "-n", f"({text}\n); s=$?; echo; echo {_END}$s"), seconds)
+        output = _run(self.command("shell", "-n", f"({text}\n); s=$?; echo; echo {_END}$s"), seconds, what)
         body, mark, status = output.out.rpartition(f"\n{_END}")
         if not mark or not status.strip().isdecimal():
             self.explain_loss(output)
@@ -166,7 +184,8 @@ class Adb:
             UserError: the phone has no room or does not take the file.
         """
         seconds = _CALL_SECONDS + local.stat().st_size / 1e6 * _PUSH_SECONDS_PER_MEGABYTE
-        output = _run(self.command("push", str(local), remote), seconds)
+        # Absolute: adb takes a name that begins with a dash for an option.
+        output = _run(self.command("push", str(local.absolute()), remote), seconds, f"Copying {local}")
         if output.status == 0:
             return
         if "No space left on device" in output.text:
@@ -189,7 +208,7 @@ class Adb:
         )
 
 
-def _run(command: list[str], seconds: float) -> Output:
+def _run(command: list[str], seconds: float, what: str | None = None) -> Output:
     try:
         # A session of its own: Ctrl-C is for the parent, which has something to tidy up on the phone first.
         done = subprocess.run(
@@ -202,9 +221,11 @@ def _run(command: list[str], seconds: float) -> Output:
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        raise LostPhoneError(
-            f"The phone did not answer within {seconds:.0f} s. Unlock it and plug it in again."
-        ) from None
+        if what is None:
+            message = f"The phone did not answer within {seconds:.0f} s. Unlock it and plug it in again."
+        else:
+            message = f"{what} took longer than {seconds:.0f} s, so it was given up."
+        raise LostPhoneError(message) from None
     except OSError as error:
         raise UserError(f"{command[0]} cannot be run: {error.strerror}. {_INSTALL}") from None
     return Output(done.returncode, done.stdout.replace("\r\n", "\n"), done.stderr.replace("\r\n", "\n"))

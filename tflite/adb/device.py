@@ -22,7 +22,15 @@ from tflite.adb import native
 from tflite.adb.binary import check_abi, find_binary
 from tflite.adb.client import Adb, LostPhoneError, find_adb
 from tflite.adb.cooling import Cooling
-from tflite.adb.phone import abis_of, describe_phone, doubts, phone_properties, phone_state
+from tflite.adb.phone import (
+    abis_of,
+    describe_phone,
+    doubts,
+    phone_cores,
+    phone_properties,
+    phone_state,
+    with_unknown_precision,
+)
 from tflite.adb.storage import PhoneStorage
 from tflite.inspect import describe
 from tflite.measurements import Measurement, Measurements, Plan, rotated
@@ -67,12 +75,14 @@ class AdbDevice:
             abis = abis_of(phone_properties(adb))
             binary = find_binary(self.benchmark_binary, abis)
             check_abi(binary, abis)
-            start = phone_state(adb)
-            runtime = f"benchmark_model {files.sha256(binary)[:12]}"
-            device = describe_phone(adb, start, runtime=runtime, backend=self.backend, taskset=self.taskset)
-            self._check_taskset(device["cores"])
+            self._check_taskset(phone_cores(adb))
             with PhoneStorage(adb, self.clean) as storage:
                 remote = storage.provide([binary, *plan.graphs])
+                cooling = Cooling(adb, phone_state(adb), self.max_cooldown_seconds)
+                with _progress([], "cool") as bar:
+                    start = cooling.wait(bar)
+                runtime = f"benchmark_model {files.sha256(binary)[:12]}"
+                device = describe_phone(adb, start, runtime=runtime, backend=self.backend, taskset=self.taskset)
                 found = Measurements(
                     device=device,
                     plan=plan,
@@ -82,7 +92,7 @@ class AdbDevice:
                     exports=tuple(results.read_export(description) for description in descriptions),
                 )
                 runner = _Runner(storage, remote, remote[binary], self.taskset, self.backend, plan)
-                _measure_all(runner, Cooling(adb, start, self.max_cooldown_seconds), found)
+                _measure_all(runner, cooling, found)
         return found
 
     def _check(self, plan: Plan) -> None:
@@ -125,7 +135,7 @@ class _Runner:
             options: of `native.arguments`.
 
         Raises:
-            LostPhoneError: the phone went away.
+            LostPhoneError: the phone went away, or it takes far longer than expected.
             UserError: the model does not run there.
         """
         path = self.plan.graphs[graph]
@@ -140,7 +150,8 @@ class _Runner:
             **options,
         )
         prefix = ["taskset", self.taskset.removeprefix("0x")] if self.taskset else []
-        output = self.storage.execute([*prefix, self.binary, *flags], limit + _SPARE_SECONDS)
+        what = f"benchmark_model with {path}, {threads} thread(s) and {warmup} + {runs} runs"
+        output = self.storage.execute([*prefix, self.binary, *flags], limit + _SPARE_SECONDS, what)
         if output.status != 0:
             raise UserError(
                 f"{path} does not run on the phone: {_failure(output.status)}. {native.last_words(output.text)}"
@@ -189,6 +200,8 @@ def _load(
     report = cooling.measure(
         label, functools.partial(runner.report, graph, threads, 1, 1, _LOAD_SECONDS / _PATIENCE, memory=True), bar
     )
+    if runner.backend == "GPU" and native.GPU_PRECISION_FLAG in report.ignored:
+        found.device = with_unknown_precision(found.device)
     taken = report.delegation(runner.backend)
     if runner.backend == "GPU" and (taken is None or taken.delegated_nodes == 0):
         raise UserError(f"{found.plan.graphs[graph]}: the phone's GPU delegate took no operator. Leave out --use_gpu.")
@@ -217,7 +230,10 @@ def _measure_rounds(runner: _Runner, cooling: Cooling, found: Measurements) -> N
     schedule = [(number, runs, turn) for number, runs in enumerate(plan.rounds) for turn in rotated(turns, number)]
     for position, (_, runs, measurement) in enumerate(bar := _progress(schedule, "measure")):
         report = cooling.measure(_name(measurement), _once(runner, measurement, runs), bar)
-        measurement.round_statistics.append(report.runs)
+        try:
+            measurement.round_statistics.append(native.quotable(report.runs))
+        except UserError as error:
+            raise UserError(f"{plan.graphs[measurement.graph]}: {error}") from None
         # Each round is a process that loads the model anew, without the watch over memory of the first.
         own = reports[id(measurement)]
         own.append(report)
@@ -242,7 +258,7 @@ def _profile(runner: _Runner, cooling: Cooling, measurement: Measurement, bar: "
     report = cooling.measure(_name(measurement), once, bar)
     measurement.profile = report.profile
     if report.profile is None:
-        measurement.profile_error = "this benchmark_model printed no per-operator profile"
+        measurement.profile_error = "benchmark_model printed no per-operator profile, or a total of 0"
 
 
 def _failure(status: int) -> str:

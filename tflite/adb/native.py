@@ -102,18 +102,13 @@ def parse(text: str) -> Report:
     """Reads what benchmark_model printed, both streams.
 
     Raises:
-        UserError: it has no latencies, or some that are too short for its clock.
+        UserError: it has no latencies.
     """
     lines = [re.sub(r"^(?:INFO|WARN|WARNING|VERBOSE): ", "", line.rstrip()) for line in text.splitlines()]
     counts = [fields for line in lines if _COUNT.match(line) and "curr" in (fields := _fields(line))]
     if len(counts) < 2 or not all(map(math.isfinite, [*counts[-2].values(), *counts[-1].values()])):
         raise UserError(f"benchmark_model printed no latencies. {last_words(text)}")
     warm, recorded = counts[-2:]
-    if min(recorded[name] for name in ("curr", "min", "avg", "median") if name in recorded) <= 0:
-        raise UserError(
-            "benchmark_model reports a latency of 0: the graph is faster than its clock, which counts whole "
-            "microseconds, so nothing can be said of it. Take a larger graph."
-        )
     initialized = re.search(rf"Initialized session in ({_NUMBER})\s*ms", text)
     if not initialized:
         raise UserError(f"benchmark_model printed no time of initialization. {last_words(text)}")
@@ -128,6 +123,20 @@ def parse(text: str) -> Report:
         delegations=tuple(_delegations(lines)),
         profile=_profile(lines, recorded),
         ignored=_ignored(lines),
+    )
+
+
+def quotable(runs: Statistics) -> Statistics:
+    """The statistics, if they can be quoted and be the base of a ratio; a single latency among them may be 0.
+
+    Raises:
+        UserError: the graph is too fast for benchmark_model's clock.
+    """
+    if runs.typical > 0 and runs.mean > 0:
+        return runs
+    raise UserError(
+        "benchmark_model reports a latency of 0: the graph is faster than its clock, which counts whole microseconds, "
+        "so nothing can be said of it. Take a larger graph."
     )
 
 
@@ -213,9 +222,9 @@ def _profile(lines: Sequence[str], recorded: dict[str, float]) -> Profile | None
             row["op"], "delegate" if inside else "builtin", int(index[1]) if index else 0, float(row["ms"]) / 1e3
         )
         nodes += [node] * int(row["times"])
-    if not nodes:
-        return None
     invoke = recorded.get("avg", recorded["curr"]) / 1e6
+    if not nodes or invoke <= 0:  # 0: faster than the clock, and no base for shares
+        return None
     attributed = math.fsum(node.seconds for node in nodes)
     return Profile(int(recorded["count"]), invoke, max(0.0, invoke - attributed), tuple(nodes), all_runs=True)
 
@@ -229,7 +238,7 @@ def _row_pattern(heads: str) -> re.Pattern[str] | None:
     if names[:1] != ["node type"] or names[-1:] != ["Name"] or any(names.count(name) != 1 for name in _COLUMNS):
         return None
     cells = [_COLUMNS.get(name, f"{_NUMBER}%" if "%" in name else _NUMBER) for name in names]
-    return re.compile(rf"\s*{r'\s+'.join(cells)}$")
+    return re.compile(r"\s*" + r"\s+".join(cells) + "$")
 
 
 def _ignored(lines: Sequence[str]) -> tuple[str, ...]:

@@ -299,8 +299,8 @@ def doubts(device: Mapping[str, Any], state: PhoneState) -> list[str]:
     found = []
     if state.thermal_status is None and not state.allowed():
         found.append(
-            "The phone reports neither a thermal status nor the clocks that its cores are allowed: throttling cannot be "
-            "seen."
+            "The phone reports neither a thermal status nor the clocks that its cores are allowed: throttling cannot "
+            "be seen."
         )
     elif state.thermal_status is None:
         found.append(

@@ -28,6 +28,8 @@ from tflite.adb.client import Adb, Output
 ROOT = "/data/local/tmp/mobiatt"  # Android's shell may write and run programs in /data/local/tmp
 CACHE = f"{ROOT}/cache"
 _SWEEPS = 3
+_MISSING = 127  # a shell's status for a command that is not there
+_CHECKSUM_SECONDS = 300.0
 _READY_SECONDS = 30.0
 _CLOSE_SECONDS = 30.0
 _SPARE_BYTES = 4 << 20  # beside the files: for the file system's own needs and the keeper's
@@ -153,7 +155,7 @@ class PhoneStorage:
             Each file's path on the phone.
 
         Raises:
-            UserError: the phone has no room, or the files do not arrive whole.
+            UserError: the phone has no room, cannot make checksums, or the files do not arrive whole.
         """
         hashes = {path: files.sha256(path) for path in dict.fromkeys(paths)}
         found = self._cached(sorted(set(hashes.values())))
@@ -170,8 +172,18 @@ class PhoneStorage:
     def _cached(self, digests: Sequence[str]) -> set[str]:
         """Those of the digests whose file is in the cache and whole; damaged ones are removed."""
         names = " ".join(digests)
-        listed = self._adb.shell(f"cd {CACHE} && for n in {names}; do [ -f $n ] && sha256sum $n; done", 300).out
-        found = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) +(\S+)$", listed, re.MULTILINE)}
+        listed = self._adb.shell(
+            f"command -v sha256sum >/dev/null || exit {_MISSING}; "
+            f"cd {CACHE} && for n in {names}; do [ -f $n ] && sha256sum $n; done",
+            _CHECKSUM_SECONDS,
+            f"Looking through {CACHE} on the phone",
+        )
+        if listed.status == _MISSING:
+            raise UserError(
+                "The phone lacks the command sha256sum (its Android is too old), so nothing tells whether files arrive "
+                "whole there. Take a phone with a newer Android."
+            )
+        found = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) +(\S+)$", listed.out, re.MULTILINE)}
         if damaged := [name for name, digest in found.items() if name != digest]:
             self._adb.shell(["rm", "-f", *(f"{CACHE}/{name}" for name in damaged)])
         return {name for name, digest in found.items() if name == digest}
@@ -187,15 +199,20 @@ class PhoneStorage:
     def _push(self, path: Path, digest: str) -> None:
         partial = f"{self.directory}/partial"
         self._adb.push(path, partial)
-        listed = self._adb.shell(["sha256sum", partial], 300)
+        listed = self._adb.shell(["sha256sum", partial], _CHECKSUM_SECONDS, f"The checksum of {path} on the phone")
         if listed.out.split()[:1] != [digest]:
             raise UserError(f"{path} did not arrive whole on the phone ({listed.text.strip() or 'no checksum'}).")
         moved = self._adb.shell(f"chmod 755 {partial} && mv {partial} {CACHE}/{digest}")
         if moved.status != 0:
             raise UserError(f"{path} could not be kept on the phone: {moved.text.strip()}.")
 
-    def execute(self, command: Sequence[str], seconds: float) -> Output:
+    def execute(self, command: Sequence[str], seconds: float, what: str) -> Output:
         """Runs a program in the directory; it is killed if this benchmark ends first.
+
+        Args:
+            command: the program and its arguments.
+            seconds: how long it may take.
+            what: names it if it takes longer.
 
         Raises:
             LostPhoneError: the phone went away, or it takes longer than `seconds`.
@@ -205,7 +222,7 @@ class PhoneStorage:
             "read a b c d group rest </proc/$$/stat; "  # the fifth field of proc(5)'s stat is the process group
             f"echo $$ $group >{note} && cd {self.directory} && exec {shlex.join(command)}"
         )
-        return self._adb.shell(f"sh -c {shlex.quote(script)}; s=$?; rm -f {note}; exit $s", seconds)
+        return self._adb.shell(f"sh -c {shlex.quote(script)}; s=$?; rm -f {note}; exit $s", seconds, what)
 
 
 def parse_free(text: str) -> int | None:

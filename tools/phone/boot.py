@@ -100,7 +100,7 @@ def start_adbd(phone: dict[str, Any], port: int) -> subprocess.Popen[bytes]:
     """Starts adbd in the phone's files and waits until it listens."""
     environment = {
         "ADBD_PORT": str(port),
-        "PATH": "/fixture/bin:/system/bin",
+        "PATH": "/fixture/bin:/fixture/commands",  # links to those of /system/bin that the phone has
         "HOME": "/data/local/tmp",
         "TMPDIR": "/data/local/tmp",
         "ANDROID_DATA": "/data",

@@ -14,6 +14,7 @@ nor ~/.android is touched, and nothing of it survives the end of the process tha
 """
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -81,6 +82,7 @@ class EmulatedPhone:
         authorized: bool = True,
         data_bytes: int = 512 << 20,
         properties: Mapping[str, str] | None = None,
+        lacking: Sequence[str] = (),
         toolchain: Path = TOOLCHAIN,
     ) -> None:
         """Describes the phone; entering the context starts it.
@@ -91,6 +93,7 @@ class EmulatedPhone:
             authorized: False: adbd asks for a key that the phone's user has not accepted.
             data_bytes: the size of /data.
             properties: replace or add to what `getprop` says.
+            lacking: commands that are not on the phone's PATH, as on one with an older toybox.
             toolchain: the directory that tools/phone/setup.sh made.
 
         Raises:
@@ -105,6 +108,7 @@ class EmulatedPhone:
         self._ports = [_FIRST_PORT + number for number in range(phones)]
         self._authorized = authorized
         self._data_bytes = data_bytes
+        self._lacking = frozenset(lacking)
         self._properties = state.PROPERTIES | state.abi_properties(abi) | dict(properties or {})
         self._stack = contextlib.ExitStack()
         self.abi = abi
@@ -131,6 +135,10 @@ class EmulatedPhone:
         self._state = base / "state"
         state.write_all(self._state, self._properties)
         shutil.copytree(_HERE / "fixture", self._state / "bin")
+        (self._state / "commands").mkdir()
+        for command in (self._files / "system/bin").iterdir():
+            if command.name not in self._lacking:
+                (self._state / "commands" / command.name).symlink_to(f"/system/bin/{command.name}")
         (self._state / "project/tflite").mkdir(parents=True)
         for name in _FOR_BENCHMARK_MODEL:
             shutil.copy(_HERE.parents[1] / "tflite" / name, self._state / "project/tflite")
@@ -240,7 +248,13 @@ class EmulatedPhone:
         filler = self.root / "data/filler"
         filler.unlink(missing_ok=True)
         with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, self.free_bytes() - free_bytes)
+            while (needed := self.free_bytes() - free_bytes) > 0:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, needed)
+                    return
+                except OSError as error:  # a push that goes on was faster
+                    if error.errno != errno.ENOSPC:
+                        raise
 
     def processes(self) -> list[str]:
         """The command lines of all processes on the phone but adbd, the adb server and process 1."""
@@ -258,13 +272,24 @@ class EmulatedPhone:
         self._properties[name] = value
         state.write_properties(self._state, self._properties)
 
-    def set_thermal_status(self, status: int) -> None:
-        """Changes what `dumpsys thermalservice` says: 0 none, 1 light, 2 moderate, 3 severe ... 6 shutdown."""
-        state.write_thermal(self._state, status)
+    def set_thermal_status(self, status: int | None, has_driver: bool = True) -> None:
+        """Changes what `dumpsys thermalservice` says: 0 none, 1 light, 2 moderate, 3 severe ... 6 shutdown.
+
+        None: the service does not answer. Without a thermal driver, Android says 0 and that it has none.
+        """
+        state.write_thermal(self._state, status, has_driver)
+
+    def set_wakefulness(self, wakefulness: str | None) -> None:
+        """Changes what `dumpsys power` says: Awake, Asleep, Dreaming or Dozing; None: nothing."""
+        state.write_wakefulness(self._state, wakefulness)
 
     def set_allowed_frequency(self, policy: int, kilohertz: int) -> None:
         """Changes scaling_max_freq of cpufreq/policy0 or policy4, as a hot phone does."""
         state.write_allowed(self._state, policy, kilohertz)
+
+    def remove_policy(self, policy: int) -> None:
+        """Takes cpufreq/policy0 or policy4 away for good, as if its cores were switched off."""
+        state.remove_policy(self._state, policy)
 
     def set_battery(self, battery: state.Battery) -> None:
         """Changes what `dumpsys battery` says."""

@@ -1,7 +1,7 @@
 """What the emulated phone's fixtures for Android's commands say: files that tests change while the phone runs.
 
-The formats are those of Android 12 to 14 (BatteryService.dumpInternal, ThermalManagerService.dumpInternal); the values
-are made up.
+The formats are those of Android 12 to 14 (BatteryService, ThermalManagerService and PowerManagerService.dumpInternal,
+and dumpsys's own line about a service that does not answer); the values are made up.
 """
 
 import os
@@ -68,10 +68,13 @@ class Battery:
 """
 
 
-def thermal_dump(status: int) -> str:
-    """`dumpsys thermalservice` at this status; the cached temperatures are older, as on real phones."""
+def thermal_dump(status: int, has_driver: bool = True) -> str:
+    """`dumpsys thermalservice` at this status; the cached temperatures are older, as on real phones.
+
+    Without a thermal driver (HAL) Android knows no temperature.
+    """
     skin = 31.5 + 4 * status
-    return f"""IsStatusOverride: false
+    listeners = f"""IsStatusOverride: false
 ThermalEventListeners:
 	callbacks: 2
 	killed: false
@@ -82,6 +85,10 @@ ThermalStatusListeners:
 	broadcasts count: -1
 Thermal Status: {status}
 Cached temperatures:
+"""
+    if not has_driver:
+        return f"{listeners}HAL Ready: false\n"
+    return f"""{listeners}\
 	Temperature{{mValue=65.0, mType=0, mName=BIG, mStatus=0}}
 	Temperature{{mValue=30.25, mType=3, mName=VIRTUAL-SKIN, mStatus=0}}
 HAL Ready: true
@@ -96,6 +103,21 @@ Current cooling devices from HAL:
 Temperature static thresholds from HAL:
 	TemperatureThreshold{{mType=3, mName=VIRTUAL-SKIN, mHotThrottlingThresholds=[NaN, 39.0, 43.0, 45.0, 46.5, 52.0, \
 55.0], mColdThrottlingThresholds=[NaN, NaN, NaN, NaN, NaN, NaN, NaN]}}
+"""
+
+
+def power_dump(wakefulness: str) -> str:
+    """The beginning of `dumpsys power`: Awake, Asleep, Dreaming or Dozing."""
+    return f"""POWER MANAGER (dumpsys power)
+
+Power Manager State:
+  Settings power_manager_constants:
+    no_cached_wake_locks=true
+  mDirty=0x0
+  mWakefulness={wakefulness}
+  mWakefulnessChanging=false
+  mIsPowered=true
+  mPlugType=2
 """
 
 
@@ -114,16 +136,26 @@ def write_battery(directory: Path, battery: Battery) -> None:
     _replace(directory / "dumpsys.battery", battery.dump())
 
 
-def write_thermal(directory: Path, status: int) -> None:
-    """What `dumpsys thermalservice` says."""
-    _replace(directory / "dumpsys.thermalservice", thermal_dump(status))
+def write_thermal(directory: Path, status: int | None, has_driver: bool = True) -> None:
+    """What `dumpsys thermalservice` says; None: the service does not answer."""
+    timeout = "\n*** SERVICE 'thermalservice' DUMP TIMEOUT (10000ms) EXPIRED ***\n\n"
+    _replace(directory / "dumpsys.thermalservice", timeout if status is None else thermal_dump(status, has_driver))
+
+
+def write_wakefulness(directory: Path, wakefulness: str | None) -> None:
+    """What `dumpsys power` says; None: there is no such service."""
+    if wakefulness is None:
+        (directory / "dumpsys.power").unlink(missing_ok=True)
+    else:
+        _replace(directory / "dumpsys.power", power_dump(wakefulness))
 
 
 def write_all(directory: Path, properties: Mapping[str, str]) -> None:
-    """A cool phone with a charged battery, eight cores and the governor schedutil."""
+    """A cool phone with its screen on, a charged battery, eight cores and the governor schedutil."""
     write_properties(directory, properties)
     write_battery(directory, Battery())
     write_thermal(directory, 0)
+    write_wakefulness(directory, "Awake")
     _replace(directory / "settings.global.low_power", "0\n")
     _replace(directory / "cpuinfo", "".join(_CORTEX_A76.format(core=core) for core in range(CORES)))
     processors = directory / "sys/devices/system/cpu"
@@ -150,6 +182,11 @@ def write_all(directory: Path, properties: Mapping[str, str]) -> None:
 def write_allowed(directory: Path, policy: int, kilohertz: int) -> None:
     """The highest frequency that the phone allows the cores of a policy at present."""
     _replace(directory / f"sys/devices/system/cpu/cpufreq/policy{policy}/scaling_max_freq", f"{kilohertz}\n")
+
+
+def remove_policy(directory: Path, policy: int) -> None:
+    """Takes a policy away, as Linux does while all its cores are switched off."""
+    (directory / f"sys/devices/system/cpu/cpufreq/policy{policy}").rename(directory / f"policy{policy}.removed")
 
 
 def _replace(path: Path, text: str) -> None:
