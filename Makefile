@@ -5,9 +5,10 @@ VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 TEST_PROCESSES ?= 2
 QUICKSTART_MODEL := runs/quickstart/model.tflite
+QUICKSTART_FLOWS := runs/quickstart/flows.tflite
 
 .NOTPARALLEL:
-.PHONY: help quickstart test check pytest bazel arm dev format clean
+.PHONY: help quickstart phone test check pytest bazel arm dev format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -18,6 +19,15 @@ quickstart: ## .venv with the pinned dependencies, then train, export, check and
 
 $(QUICKSTART_MODEL):
 	@$(MAKE) quickstart
+
+phone: $(QUICKSTART_FLOWS) ## serve the quickstart's models to the browser of a phone: benchmark, camera, attention flows
+	@tools/phone_page.sh
+	PYTHONPATH=. $(VENV_PYTHON) -m tflite.benchmark --device=browser --stay --nobeside_host --num_threads=1,4 \
+		--graph=$(QUICKSTART_MODEL),runs/quickstart/model_dynamic.tflite --flows=$(QUICKSTART_FLOWS) \
+		--output_dir=runs/phone_results || [ $$? = 130 ] # Ctrl-C is how it ends
+
+$(QUICKSTART_FLOWS): $(QUICKSTART_MODEL)
+	PYTHONPATH=. $(VENV_PYTHON) -m tflite.flows --checkpoint=runs/quickstart/train --output=$@
 
 test: quickstart check bazel pytest ## everything that CI runs
 
@@ -30,6 +40,7 @@ check: dev ## ruff (rules and format) and mypy
 	$(VENV)/bin/python -m mypy
 
 pytest: dev | $(QUICKSTART_MODEL) ## every test, the slow ones too
+	@if [ "$$CI" = true ] || command -v npm >/dev/null; then tools/phone_page.sh; fi
 	$(VENV)/bin/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --durations=40
 
 bazel: dev | $(QUICKSTART_MODEL) ## build //..., test //tests/..., run //tflite:benchmark on the quickstart's model

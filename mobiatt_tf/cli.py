@@ -8,9 +8,7 @@ from absl import app, flags, logging
 from mobiatt_tf.errors import UserError
 
 
-def run(
-    main: Callable[[Sequence[str]], None], positional: Sequence[str] = (), *, repeated: str | None = None
-) -> None:
+def run(main: Callable[[Sequence[str]], None], positional: Sequence[str] = (), *, repeated: str | None = None) -> None:
     """Runs an absl main; a `UserError` becomes one line on standard error and exit status 1, Ctrl-C exit status 130.
 
     Args:

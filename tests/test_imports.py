@@ -28,10 +28,12 @@ EXCEPTIONS = {"mobiatt_tf/training/graphs.py": {"tflite", "coreml"}}
 
 HEAVY_PACKAGES = {
     "coremltools",
+    "cryptography",
     "keras_hub",
     "onnx",
     "onnxruntime",
     "safetensors",
+    "segno",
     "tensorflow_datasets",
     "tensorflow_model_optimization",
     "tf2onnx",
