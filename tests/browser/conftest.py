@@ -12,10 +12,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.lite.tools import flatbuffer_utils
 
 from mobiatt_tf.errors import UserError
+from tests.browser.sockets import SECRET, Running, Served
 from tflite import convert
 from tflite.browser.device import BrowserDevice, Page, Settings
+from tflite.browser.protocol import PROGRESS_BYTES, parse_progress
+from tflite.browser.site import Post
 from tflite.measurements import Measurements, Plan
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +85,7 @@ class Serving:
             "memory_gib": None,
             "gpu": None,
             "cross_origin_isolated": False,
+            "relaxed_simd": False,
             "secure_context": False,
             "timer_resolution_seconds": 1,
         }
@@ -160,6 +165,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 
 @pytest.fixture(scope="module")
+def chrome(browser: Callable[..., Any]) -> Any:
+    """One Chromium for all tests that need no special one."""
+    return browser()
+
+
+@pytest.fixture(scope="module")
 def quickstart() -> Path:
     """The directory of `make quickstart`'s models."""
     if not (QUICKSTART / "model.tflite").is_file():
@@ -170,7 +181,8 @@ def quickstart() -> Path:
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small real files by name: float32; other (its twin with other weights); int8 (in- and output too); two_inputs;
-    partial (XOR, which the GPU does not take).
+    two_outputs (of one shape; their names are numbers, which JavaScript sorts); partial (XOR, which the GPU does not
+    take).
     """
     directory = tmp_path_factory.mktemp("graphs")
     contents = {}
@@ -183,10 +195,40 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     first, second = (keras.Input((4,), batch_size=1, name=name) for name in ("zebra", "aardvark"))
     sums = keras.Model([first, second], [first + 10 * second, keras.ops.concatenate([second, first, second], axis=-1)])
     contents["two_inputs"] = tf.lite.TFLiteConverter.from_keras_model(sums).convert()
+    contents["two_outputs"] = _with_two_outputs()
     contents["partial"] = _with_xor()
     for name, content in contents.items():
         (directory / f"{name}.tflite").write_bytes(content)
     return {name: directory / f"{name}.tflite" for name in contents}
+
+
+@pytest.fixture(scope="session")
+def class_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --classes file that fits the graph float32."""
+    metadata = {
+        "dataset": None,
+        "classes": [f"class {index}" for index in range(5)],
+        "image_size": [16, 16],
+        "crop_fraction": 1.0,
+        "channels": 3,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "light_on_dark": False,
+    }
+    file = tmp_path_factory.mktemp("classes") / "classes.json"
+    file.write_text(json.dumps(metadata))
+    return file
+
+
+def _with_two_outputs() -> bytes:
+    image = keras.Input((16, 16, 3), batch_size=1, name="image")
+    flat = keras.layers.Flatten()(image)
+    outputs = {name: keras.layers.Dense(5)(flat) for name in ("aardvark", "zebra")}
+    content = tf.lite.TFLiteConverter.from_keras_model(keras.Model(image, outputs)).convert()
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    for output, number in zip(model.signatureDefs[0].outputs, ("7", "3"), strict=True):
+        output.name = number
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _with_xor() -> bytes:
@@ -205,3 +247,19 @@ def _network() -> keras.Model:
     image = keras.Input((16, 16, 3), batch_size=1, name="image")
     x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(image)
     return keras.Model(image, keras.layers.Dense(5)(keras.layers.Flatten()(x)))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A server over plain HTTP with one file from memory, one from disk, and one post."""
+    (tmp_path / "secret.txt").write_text(SECRET)
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "app.js").write_text("let x;")
+    posted: list[Any] = []
+
+    def take(value: Any) -> dict[str, bool]:
+        posted.append(parse_progress(value))
+        return {"taken": True}
+
+    with Running(tmp_path, {"progress": Post(PROGRESS_BYTES, take)}) as (serving, site):
+        yield Served(site, serving.port, posted)

@@ -4,12 +4,8 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +15,14 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from mobiatt_tf.errors import UserError
-from tests.browser.conftest import LITERTJS, ROOT, Serving
+from mobiatt_tf.files import sha256
+from tests.browser.conftest import Serving
+from tests.browser.driving import NOTICE, SWIFTSHADER, notice, open_page, start
 from tflite import results
 from tflite.browser.address import lan_address
 from tflite.measurements import Plan
 
 pytestmark = pytest.mark.slow
-
-SWIFTSHADER = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
-NOTICE = (By.ID, "notice")
-
-
-def open_page(chrome: Any, url: str) -> None:
-    """Opens the page and waits until it can start."""
-    chrome.get(url)
-    WebDriverWait(chrome, 30).until(lambda _: chrome.find_element(By.ID, "start").is_enabled())
-
-
-def start(chrome: Any) -> str:
-    """Presses the button and returns what the page says at the end."""
-    chrome.find_element(By.ID, "start").click()
-    return notice(chrome)
-
-
-def notice(chrome: Any) -> str:
-    def said(_: Any) -> str:
-        element = chrome.find_element(*NOTICE)
-        return element.text if element.is_displayed() else ""
-
-    return str(WebDriverWait(chrome, 120).until(said))
-
-
-@pytest.fixture(scope="module")
-def chrome(browser: Callable[..., Any]) -> Any:
-    """One Chromium for all tests that need no special one."""
-    return browser()
 
 
 def test_the_quickstart_s_models(serve: Callable[..., Serving], chrome: Any, quickstart: Path, tmp_path: Path) -> None:
@@ -124,14 +93,21 @@ def _connect(url: str) -> None:
 
 
 def test_outputs_of_another_model_are_an_error_and_no_figures(
-    serve: Callable[..., Serving], chrome: Any, graphs: dict[str, Path], tmp_path: Path
+    serve: Callable[..., Serving],
+    chrome: Any,
+    graphs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The file is exchanged after its outputs have been computed here: the phone runs other weights."""
-    file = tmp_path / "model.tflite"
-    shutil.copy(graphs["float32"], file)
-    serving = serve(Plan((file,), runs=5), webgpu=False)
+    """The file that is served is exchanged after its outputs have been computed here: the phone runs other weights."""
+    shutil.copy(graphs["float32"], tmp_path / "model.tflite")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    serving = serve(Plan((tmp_path / "model.tflite",), runs=5), webgpu=False)
     open_page(chrome, serving.url)
-    os.replace(shutil.copy(graphs["other"], tmp_path / "new.tflite"), file)
+    (file,) = temporary.glob("mobiatt-tf-*/0/model.tflite")
+    shutil.copyfile(graphs["other"], file)
     said = start(chrome)
     assert re.match(
         r"The outputs of model with WASM, 1 thread are wrong: they lie [\d.]+ of their range from those of the "
@@ -141,6 +117,40 @@ def test_outputs_of_another_model_are_an_error_and_no_figures(
     assert not chrome.find_element(By.ID, "results").is_displayed()
     with pytest.raises(UserError, match=r"^Linux: the outputs of model with WASM, 1 thread are wrong: they lie"):
         serving.join()
+
+
+def test_a_graph_that_is_exported_anew_meanwhile(
+    serve: Callable[..., Serving], chrome: Any, graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Written in place or exchanged: the phone gets the file that was there at the start."""
+    file = tmp_path / "model.tflite"
+    shutil.copy(graphs["float32"], file)
+    digest = sha256(file)
+    for exchange in (
+        lambda: shutil.copyfile(graphs["other"], file),
+        lambda: os.replace(shutil.copy(graphs["int8"], tmp_path / "new.tflite"), file),
+    ):
+        shutil.copyfile(graphs["float32"], file)
+        serving = serve(Plan((file,), runs=5), webgpu=False)
+        exchange()
+        open_page(chrome, serving.url)
+        assert start(chrome).startswith("Done.")
+        found = serving.join()
+        assert found.descriptions[0].sha256 == digest
+        assert len(found.measurements[0].latencies) == 5
+
+
+def test_nothing_can_be_measured(serve: Callable[..., Serving], chrome: Any, graphs: dict[str, Path]) -> None:
+    """Every configuration is skipped: with --stay the computer says so and waits for the next phone."""
+    serving = serve(Plan((graphs["float32"],), num_threads=(256,), runs=4), webgpu=False, stay=True)
+    open_page(chrome, serving.url)
+    said = "Nothing could be measured, for the reasons below. The computer knows of it."
+    assert start(chrome) == said
+    assert "bad" in chrome.find_element(*NOTICE).get_attribute("class")
+    assert "256 threads was not measured: this browser offers" in chrome.find_element(By.ID, "skipped").text
+    assert chrome.find_element(By.ID, "policy").text == ""
+    assert start(chrome) == said  # the computer still serves
+    assert serving.error is None
 
 
 def test_int8_and_two_inputs(serve: Callable[..., Serving], chrome: Any, graphs: dict[str, Path]) -> None:
@@ -245,179 +255,7 @@ def test_a_page_in_the_background_does_not_measure(
     assert len(serving.join().measurements[0].latencies) == 20
 
 
-ANDROID = (
-    "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/150.0.0.0 Mobile Safari/537.36"
-)
-PIXEL = {"platform": "Android", "platformVersion": "16.0.0", "architecture": "", "model": "Pixel 9", "mobile": True}
-APPLE = "Mozilla/5.0 ({}) AppleWebKit/605.1.15 (KHTML, like Gecko) {} Mobile/15E148 Safari/604.1"
-
-
-@pytest.mark.parametrize(
-    ("agent", "metadata", "name", "system", "shown"),
-    [
-        (ANDROID, PIXEL, "Pixel 9", "Android 16.0.0", "Chrome 150.0.0.0"),
-        (ANDROID, None, "Android 10", "Android 10", "Chrome 150.0.0.0"),
-        (
-            APPLE.format("iPhone; CPU iPhone OS 18_5 like Mac OS X", "Version/18.5"),
-            None,
-            "iPhone",
-            "iOS 18.5",
-            "Safari 18.5",
-        ),
-        (
-            APPLE.format("iPhone; CPU iPhone OS 18_5 like Mac OS X", "CriOS/150.0.1"),
-            None,
-            "iPhone",
-            "iOS 18.5",
-            "Chrome on iOS 150.0.1",
-        ),
-        (
-            "Mozilla/5.0 (Linux; Android 14; SM-S921B) AppleWebKit/537.36 (KHTML, like Gecko) SamsungBrowser/27.0 "
-            "Chrome/125.0.0.0 Mobile Safari/537.36",
-            None,
-            "SM-S921B",
-            "Android 14",
-            "Samsung Internet 27.0",
-        ),
-        (
-            "Mozilla/5.0 (Android 15; Mobile; rv:140.0) Gecko/140.0 Firefox/140.0",
-            None,
-            "Android 15",
-            "Android 15",
-            "Firefox 140.0",
-        ),
-    ],
-)
-def test_the_phone_s_name(
-    standing: Serving,
-    chrome: Any,
-    agent: str,
-    metadata: dict[str, Any] | None,
-    name: str,
-    system: str,
-    shown: str,
-) -> None:
-    """Chromium with the user agents of phones (their formats, not their browsers)."""
-    override = {"userAgent": agent} | ({"userAgentMetadata": metadata} if metadata else {})
-    chrome.execute_cdp_cmd("Emulation.setUserAgentOverride", override)
-    try:
-        open_page(chrome, standing.url)
-        assert chrome.find_element(By.ID, "name").get_attribute("value") == name
-        facts = chrome.find_element(By.ID, "facts").text
-        assert system in facts
-        assert shown in facts
-        assert ("type its name" in chrome.find_element(By.ID, "name-hint").text) == (name in (system, "iPhone"))
-    finally:
-        chrome.execute_cdp_cmd("Emulation.setUserAgentOverride", {"userAgent": ""})
-
-
-@pytest.fixture(scope="module")
-def standing(serve: Callable[..., Serving], graphs: dict[str, Path]) -> Iterator[Serving]:
-    """A page that nothing is started on."""
-    serving = serve(Plan((graphs["float32"],)))
-    yield serving
-    serving.stop()
-
-
 def test_nobody_comes(serve: Callable[..., Serving], graphs: dict[str, Path]) -> None:
     serving = serve(Plan((graphs["float32"],)), timeout_seconds=1.0)
     with pytest.raises(UserError, match=r"No phone started the benchmark within 1 s\. Is it in the same network\?"):
         serving.join()
-
-
-class Command:
-    """`python -m tflite.benchmark --device=browser ...` as a user runs it."""
-
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "tflite.benchmark", "--device=browser", "--address=localhost", *arguments]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `end`)
-        self.process = subprocess.Popen(
-            [*command, f"--litertjs_dir={LITERTJS}", f"--output_dir={directory}"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        self.errors = ""
-        self.printed: list[str] = []
-
-    def url(self) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.printed.append(line.rstrip("\n"))
-            if re.fullmatch(r"https?://localhost:\d+/[\w-]{22}/", self.printed[-1]):
-                return self.printed[-1]
-        raise AssertionError(self.end() + self.errors)
-
-    def end(self) -> str:
-        """Waits for the end and returns all that was printed."""
-        assert self.process.stdout is not None
-        rest = self.process.stdout.read()
-        self.process.wait(120)
-        self.process.stdout.close()
-        self._errors.seek(0)
-        self.errors = self._errors.read()
-        self._errors.close()
-        return "\n".join(self.printed) + "\n" + rest
-
-
-def test_the_command(chrome: Any, serve: Any, graphs: dict[str, Path], tmp_path: Path) -> None:
-    command = Command(tmp_path, f"--graph={graphs['float32']}", "--runs=10", "--nowebgpu")
-    open_page(chrome, command.url())
-    assert start(chrome).startswith("Done.")
-    printed = command.end()
-    assert command.process.returncode == 0, command.errors
-    found = results.load(tmp_path / "benchmark.json")
-    assert found.device["kind"] == "browser"
-    assert len(found.measurements[0].latencies) == 10
-    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
-    assert "▄▄▄▄▄" in printed  # the QR code
-    assert re.search(r"^([0-9A-F]{2}:){31}[0-9A-F]{2}$", printed, re.MULTILINE)  # the certificate's fingerprint
-    assert "headless Chrome" in printed
-    assert re.search(r"^float32 +WASM +1 +10 ", printed, re.MULTILINE)
-
-
-def test_the_command_stays(chrome: Any, serve: Any, graphs: dict[str, Path], tmp_path: Path) -> None:
-    """Two phones one after the other, each with files of its own, until Ctrl-C."""
-    command = Command(
-        tmp_path, f"--graph={graphs['float32']}", "--runs=4", "--nowebgpu", "--stay", "--nobeside_host", "--nohttps"
-    )
-    url = command.url()
-    family = "\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}"
-    for name in ("Phone\tone", f"Phone {family}"):
-        open_page(chrome, url)
-        chrome.execute_script("document.getElementById('name').value = arguments[0]", name)
-        assert start(chrome) == "Done. The computer has the result."
-    deadline = time.monotonic() + 30
-    while len(list(tmp_path.glob("phone-*/benchmark.png"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    command.process.send_signal(signal.SIGINT)
-    command.end()
-    assert command.process.returncode == 0, command.errors
-    written = sorted(tmp_path.glob("phone-*/benchmark.json"))
-    assert [results.load(file).device["name"] for file in written] == ["Phone \N{MAN} \N{WOMAN}", "Phone one"]
-    assert results.load(tmp_path / "benchmark.json").device["name"] == "Phone \N{MAN} \N{WOMAN}"
-
-
-def test_ctrl_c_before_a_phone_comes(serve: Any, graphs: dict[str, Path], tmp_path: Path) -> None:
-    command = Command(tmp_path, f"--graph={graphs['float32']}")
-    command.url()
-    command.process.send_signal(signal.SIGINT)
-    command.end()
-    assert command.process.returncode == 130
-    assert "interrupted" in command.errors
-    assert not list(tmp_path.iterdir())
-
-
-def test_litertjs_is_missing(graphs: dict[str, Path], tmp_path: Path) -> None:
-    flags = ["--device=browser", f"--graph={graphs['float32']}", f"--litertjs_dir={tmp_path}"]
-    found = subprocess.run(
-        [sys.executable, "-m", "tflite.benchmark", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert found.returncode == 1
-    assert f"error: LiteRT.js is not in {tmp_path}. Install it with tools/phone_page.sh" in found.stderr

@@ -198,3 +198,20 @@ console.log(JSON.stringify({head, least, most, pixels: Array.from(pixels)}));
     pixels = np.reshape(found["pixels"], (2, 3, 4))
     magma = 255 * np.array([colormaps["magma"](share) for share in (0.0, 0.5, 1.0)])
     np.testing.assert_allclose([pixels[0, 0], pixels[1, 1], pixels[1, 2]], magma, atol=6)  # 17 colours, interpolated
+
+
+def test_a_browser_without_the_options_of_create_image_bitmap_still_reads_pictures(node: Node) -> None:
+    """A test fixture stands for the browser: its function throws for a second argument, or for every picture."""
+    source = """
+        import {decode} from "./pixels.js";
+        globalThis.createImageBitmap = async (file, options) => {
+            if (options) throw new TypeError("unknown option");
+            if (file.name === "bad.png") throw new DOMException("no picture", "InvalidStateError");
+            return "bitmap of " + file.name;
+        };
+        const tried = async (name) => decode({name, size: 1, type: "image/png"}).catch((error) => error.message);
+        console.log(JSON.stringify([await tried("good.png"), await tried("bad.png")]));
+    """
+    good, bad = node(source)
+    assert good == "bitmap of good.png"
+    assert bad.startswith("bad.png is not a picture that this browser can read.")

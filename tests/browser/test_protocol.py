@@ -24,6 +24,7 @@ PHONE = {  # as headless Chromium posts it
     "memory_gib": 8,
     "gpu": None,
     "cross_origin_isolated": True,
+    "relaxed_simd": True,
     "secure_context": True,
     "timer_resolution_seconds": 5e-6,
 }
@@ -83,6 +84,22 @@ def test_a_graph_that_the_gpu_took_in_part_is_marked(prepared: job.Job) -> None:
     assert any("the mean of up to 7 consecutive invocations" in warning for warning in found.warnings)
 
 
+@pytest.mark.parametrize(
+    ("isolated", "relaxed", "said"),
+    [
+        (True, True, "isolated (threads)"),
+        (True, False, "isolated, without relaxed SIMD (no threads)"),  # Safari
+        (False, True, "not isolated (no threads)"),
+    ],
+)
+def test_who_has_threads(prepared: job.Job, isolated: bool, relaxed: bool, said: str) -> None:
+    value = posted()
+    value["phone"] |= {"cross_origin_isolated": isolated, "relaxed_simd": relaxed}
+    result = protocol.parse_result(value, prepared)
+    assert isinstance(result, protocol.Result)
+    assert f"Chrome 150.0.0.0, {said}, " in device.measurements(prepared, result).device["headline"][1]
+
+
 def test_nothing_measured_is_an_error(prepared: job.Job) -> None:
     value = posted()
     value["entries"] = [{"skipped": "out of memory"}] * 3
@@ -140,6 +157,7 @@ COUNTS = [True, 0, -1, 1.0, 10**9, "1", None]
         (put("phone", "logical_cores"), COUNTS[:-1]),
         (put("phone", "memory_gib"), [-1, "8", True, 1e999]),
         (put("phone", "cross_origin_isolated"), [None, 1, "true"]),
+        (put("phone", "relaxed_simd"), [None, 1, "true"]),
         (put("phone", "secure_context"), [None, 0, []]),
         (put("phone", "timer_resolution_seconds"), [*NUMBERS, 0, 1.5]),
         (put("more"), [1]),

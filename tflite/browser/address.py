@@ -20,8 +20,8 @@ def lan_address() -> str:
             probe.connect(_ELSEWHERE)
         except OSError:
             raise UserError(
-                "This computer is in no network. Join the phone's network, or reach the phone over USB: "
-                "--address=localhost and adb reverse."
+                "This computer is in no network that leads out. Join the phone's network, give this computer's address "
+                "in it as --address=IP, or reach the phone over USB: --address=localhost and adb reverse."
             ) from None
         return str(probe.getsockname()[0])
 

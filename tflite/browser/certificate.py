@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-_VALID_HOURS = 24
+_VALID_DAYS = 30  # with --stay a run may go on for long
 _CLOCK_SKEW_HOURS = 24  # a phone whose clock is behind must not find a certificate of tomorrow
 
 
@@ -47,7 +47,7 @@ def make(address: str) -> Certificate:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=_CLOCK_SKEW_HOURS))
-        .not_valid_after(now + datetime.timedelta(hours=_VALID_HOURS))
+        .not_valid_after(now + datetime.timedelta(days=_VALID_DAYS))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError
-from tflite import results
 from tflite.browser import certificate, litertjs, protocol
 from tflite.browser.address import is_loopback, qr_text, resolved
 from tflite.browser.job import Job, prepare
@@ -144,33 +143,40 @@ class BrowserDevice:
         settings = self._settings
         last: Measurements | None = None
         heard = time.monotonic()
-        with tqdm(desc="waiting", leave=False, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
-            while True:
-                try:
-                    message = inbox.messages.get(timeout=_POLL_SECONDS)
-                except queue.Empty:
-                    if not settings.stay and time.monotonic() - heard > settings.timeout_seconds:
-                        raise UserError(_nobody(settings, inbox.seen)) from None
-                    continue
-                except KeyboardInterrupt:
-                    if last is None:
-                        raise
-                    return last
-                heard = time.monotonic()
-                match message:
-                    case Progress(done, total):
-                        bar.desc, bar.total = "measure: ", total
-                        bar.update(done - bar.n)
-                    case Failure(phone, reason) if settings.stay:
-                        bar.write(f"{phone.name}: {reason}", file=sys.stderr)
-                    case Failure(phone, reason):
-                        raise UserError(f"{phone.name}: {reason}")
-                    case Result():
-                        bar.clear()
-                        last = measurements(job, message)
+        try:
+            with tqdm(desc="waiting", leave=False, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+                while True:
+                    try:
+                        message = inbox.messages.get(timeout=_POLL_SECONDS)
+                    except queue.Empty:
+                        if not settings.stay and time.monotonic() - heard > settings.timeout_seconds:
+                            raise UserError(_nobody(settings, inbox.seen)) from None
+                        continue
+                    heard = time.monotonic()
+                    if isinstance(message, Progress):
+                        bar.desc, bar.total = "measure: ", message.total
+                        bar.update(message.done - bar.n)
+                        continue
+                    bar.clear()
+                    try:
+                        last = _accepted(job, message)
                         if not settings.stay:
                             return last
                         settings.keep(last)
+                    except UserError as error:
+                        if not settings.stay:
+                            raise
+                        bar.write(str(error), file=sys.stderr)  # the next phone may do better
+        except KeyboardInterrupt:
+            if last is None:
+                raise
+            return last
+
+
+def _accepted(job: Job, message: Result | Failure) -> Measurements:
+    if isinstance(message, Failure):
+        raise UserError(f"{message.phone.name}: {message.reason}")
+    return measurements(job, message)
 
 
 def _check_packages() -> None:
@@ -245,7 +251,7 @@ def measurements(job: Job, result: Result) -> Measurements:
         descriptions=job.descriptions,
         measurements=result.measurements,
         warnings=warnings,
-        exports=tuple(results.read_export(description) for description in job.descriptions),
+        exports=job.exports,
     )
 
 
@@ -257,7 +263,13 @@ def describe_phone(phone: Phone) -> dict[str, Any]:
         f"{phone.memory_gib:g} GiB or more" if phone.memory_gib else None,
         f"GPU {phone.gpu}" if phone.gpu else None,
     ]
-    isolated = "isolated (threads)" if phone.cross_origin_isolated else "not isolated (no threads)"
+    isolated = (
+        "not isolated (no threads)"
+        if not phone.cross_origin_isolated
+        else "isolated (threads)"
+        if phone.relaxed_simd
+        else "isolated, without relaxed SIMD (no threads)"
+    )
     device: dict[str, Any] = {
         "kind": "browser",
         "name": phone.name,
@@ -275,6 +287,7 @@ def describe_phone(phone: Phone) -> dict[str, Any]:
         "memory_gib": phone.memory_gib,
         "gpu": phone.gpu,
         "cross_origin_isolated": phone.cross_origin_isolated,
+        "relaxed_simd": phone.relaxed_simd,
         "secure_context": phone.secure_context,
         "timer_resolution_seconds": phone.timer_resolution_seconds,
     }
@@ -302,6 +315,26 @@ def define_flags() -> None:
     flags.DEFINE_string("flows", None, "browser: a .tflite file with attention flows, for a picture of them.")
 
 
+def new_directory(parent: Path, device: Mapping[str, Any]) -> Path:
+    """Makes a directory for one phone's result: its name and the time, and a number where that one is taken.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-") or "phone"
+    stamp = re.sub(r"[^0-9]", "", device["date"])[:14]
+    made, number = parent / f"{slug}-{stamp}", 1
+    while True:
+        try:
+            made.mkdir(parents=True)
+        except FileExistsError:
+            made, number = parent / f"{slug}-{stamp}-{number + 1}", number + 1
+        except OSError as error:
+            raise UserError(f"{made} cannot be made ({error.strerror or error}): give another --output_dir.") from error
+        else:
+            return made
+
+
 def from_flags() -> BrowserDevice:
     """The device that the flags describe."""
     values = flags.FLAGS
@@ -309,9 +342,7 @@ def from_flags() -> BrowserDevice:
     def keep(found: Measurements) -> None:
         from tflite import summary  # draws, hence matplotlib
 
-        slug = re.sub(r"[^a-z0-9]+", "-", found.device["name"].lower()).strip("-") or "phone"
-        stamp = re.sub(r"[^0-9]", "", found.device["date"])[:14]
-        written = summary.write(found, files.user_path(values.output_dir) / f"{slug}-{stamp}")
+        written = summary.write(found, new_directory(files.user_path(values.output_dir), found.device))
         print(summary.format_table(found), flush=True)
         print("\nwritten: " + ", ".join(str(path) for path in written) + "\n", flush=True)
 

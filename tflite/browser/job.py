@@ -1,12 +1,15 @@
 """What the page is told to do: the plan, the models, and the outputs that it has to reproduce."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobiatt_tf.errors import UserError
+from mobiatt_tf.files import sha256
+from tflite import results
 from tflite.browser.litertjs import RUNTIME
 from tflite.browser.site import File
 from tflite.inspect import Description, describe
@@ -49,6 +52,7 @@ class Job:
         tolerances: for each graph, the greatest `output_error` by backend.
         value: what the page reads as job.json.
         files: what it reads, by name.
+        exports: for each graph what its export says of it, as `Measurements.exports`.
     """
 
     plan: Plan
@@ -57,6 +61,7 @@ class Job:
     tolerances: tuple[Mapping[str, float], ...]
     value: Mapping[str, Any]
     files: Mapping[str, File]
+    exports: tuple[dict[str, Any] | None, ...]
 
 
 def prepare(
@@ -72,14 +77,16 @@ def prepare(
 
     Args:
         plan: what to measure.
-        directory: an empty one, for inputs and outputs; it has to live as long as the files are served.
+        directory: an empty one, for inputs, outputs and copies of the graphs, which may be exported anew while they
+            are served; it has to live as long.
         webgpu: also measure with WebGPU where the phone has it.
         stay: whether the server stays after the first result.
         classes_file: the class names and preprocessing of the graphs' images, for the camera (`tflite.classes`).
         flows_file: a .tflite file that also returns attention flows (`tflite.flows`); its .json has class names too.
 
     Raises:
-        UserError: a graph is missing or damaged, a browser cannot run it, or the classes do not fit the first graph.
+        UserError: a graph is missing, damaged or being written, a browser cannot run it, or the classes do not fit the
+            first graph.
     """
     descriptions = tuple(describe(graph, 1) for graph in plan.graphs)
     for description in descriptions:
@@ -93,13 +100,14 @@ def prepare(
     for number, description in enumerate(descriptions):
         own = directory / str(number)
         own.mkdir()
-        tensors = _golden(plan, number, own)
+        copy = _copied(plan.graphs[number], own / "model.tflite", description.sha256)
+        tensors = _golden(plan, number, copy)
         for kind in ("inputs", "outputs"):
             for index, tensor in enumerate(tensors[kind]):
                 tensor["url"] = f"golden/{number}/{kind}/{index}.bin"
                 files[tensor["url"]] = File(Path(tensor.pop("file")), "application/octet-stream")
         url = f"models/{number}.tflite"
-        files[url] = File(plan.graphs[number], "application/octet-stream")
+        files[url] = File(copy, "application/octet-stream")
         tolerances.append(_tolerances(description))
         graphs.append(
             {
@@ -122,14 +130,30 @@ def prepare(
         "warmup": plan.warmup,
         "cooldown_seconds": plan.cooldown_seconds,
         "stay": stay,
-        **_camera(descriptions[0], classes_file, flows_file, files),
+        **_camera(descriptions[0], classes_file, flows_file, files, directory),
     }
     files["job.json"] = File(json.dumps(value).encode(), "application/json")
-    return Job(plan, descriptions, configurations, tuple(tolerances), value, files)
+    exports = tuple(results.read_export(description) for description in descriptions)
+    return Job(plan, descriptions, configurations, tuple(tolerances), value, files, exports)
+
+
+def _copied(path: Path, copy: Path, digest: str) -> Path:
+    """Copies the file, which must have this SHA-256. No link: it would follow a file that is written in place."""
+    try:
+        shutil.copyfile(path, copy)
+    except OSError as error:
+        raise UserError(f"{path} cannot be copied to {copy.parent}: {error.strerror or error}.") from error
+    if sha256(copy) != digest:
+        raise UserError(f"{path} has changed while it was read. Wait until it is written and run the command again.")
+    return copy
 
 
 def _camera(
-    description: Description, classes_file: Path | None, flows_file: Path | None, files: dict[str, File]
+    description: Description,
+    classes_file: Path | None,
+    flows_file: Path | None,
+    files: dict[str, File],
+    directory: Path,
 ) -> dict[str, Any]:
     """What the page needs to classify photos: None, None without class names. Adds the flows' file to `files`."""
     if not classes_file and not flows_file:
@@ -140,7 +164,8 @@ def _camera(
     metadata = classes.read(classes_file) if classes_file else (sidecar or {})["classify"]
     served = None
     if flows_file and sidecar:
-        files["flows.tflite"] = File(flows_file, "application/octet-stream")
+        copy = _copied(flows_file, directory / "flows.tflite", sidecar["sha256"])
+        files["flows.tflite"] = File(copy, "application/octet-stream")
         size = sidecar["classify"]["image_size"]
         served = {"url": "flows.tflite", "flows": sidecar["flows"], "image_size": size}
     return {"classify": classes.for_graph(metadata, description), "flows": served}
@@ -148,20 +173,24 @@ def _camera(
 
 def page_files() -> dict[str, File]:
     """The page's own files by name; "" is the page."""
-    files = {path.name: File(path, _CONTENT_TYPES[path.suffix]) for path in _PAGE.iterdir() if path.is_file()}
+    files = {
+        path.name: File(path, _CONTENT_TYPES[path.suffix])
+        for path in _PAGE.iterdir()
+        if path.is_file() and path.suffix in _CONTENT_TYPES and not path.name.startswith(".")  # no .DS_Store, ._app.js
+    }
     return {**files, "": files["index.html"]}
 
 
-def _golden(plan: Plan, number: int, directory: Path) -> dict[str, Any]:
+def _golden(plan: Plan, number: int, copy: Path) -> dict[str, Any]:
     path = plan.graphs[number]
     with Worker(str(path), module="tflite.browser.golden") as worker:
         tensors: dict[str, Any] = worker.request(
             "compute",
             timeout_seconds=_GOLDEN_TIMEOUT_SECONDS,
-            path=str(path.absolute()),
+            path=str(copy.absolute()),
             inputs=[str(file.absolute()) for file in plan.inputs] if plan.inputs else None,
             seed=plan.seed,
-            directory=str(directory.absolute()),
+            directory=str(copy.parent.absolute()),
         )
     for tensor in tensors["inputs"] + tensors["outputs"]:
         if tensor["dtype"] not in _DTYPES:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from mobiatt_tf.errors import UserError
@@ -11,8 +12,20 @@ VERSION = "2.5.3"
 RUNTIME = f"@litertjs/core {VERSION}"
 DEFAULT_DIRECTORY = "runs/litertjs"
 
+_LISTS = ("package.json", "package-lock.json")  # beside this file, in the installed package too
 _IMPORT = b'from "@litertjs/wasm-utils"'  # a bare name, which browsers cannot resolve; import maps end at workers
 _BUILDS = ("", "_compat", "_jspi", "_threaded")
+
+
+def install_command(directory: str | os.PathLike[str]) -> str:
+    """What puts LiteRT.js there, at the checksums of package-lock.json: in a checkout, and anywhere else."""
+    target = shlex.quote(str(directory))
+    lists = " ".join(shlex.quote(str(Path(__file__).parent / name)) for name in _LISTS)
+    script = f"tools/phone_page.sh {target}" if str(directory) != DEFAULT_DIRECTORY else "tools/phone_page.sh"
+    return (
+        f"{script} (it needs npm, as in apt-get install npm), or outside a checkout with: mkdir -p {target} && "
+        f"cp {lists} {target} && npm ci --prefix {target} --ignore-scripts"
+    )
 
 
 def files(directory: str | os.PathLike[str]) -> dict[str, File]:
@@ -26,7 +39,7 @@ def files(directory: str | os.PathLike[str]) -> dict[str, File]:
     """
     packages = Path(directory) / "node_modules" / "@litertjs"
     core, utils = packages / "core", packages / "wasm-utils"
-    command = "tools/phone_page.sh (it needs npm, as in apt-get install npm)"
+    command = install_command(directory)
     try:
         found = {json.loads((package / "package.json").read_text())["version"] for package in (core, utils)}
         module = (core / "dist" / "index.js").read_bytes()

@@ -31,6 +31,7 @@ class Phone:
     memory_gib: float | None
     gpu: str | None
     cross_origin_isolated: bool
+    relaxed_simd: bool
     secure_context: bool
     timer_resolution_seconds: float
 
@@ -157,6 +158,7 @@ def _phone(value: Any) -> Phone:
         memory_gib=None if memory is None else _number(memory, "memory_gib", 0, 1 << 20),
         gpu=None if found["gpu"] is None else _text(found["gpu"], "gpu"),
         cross_origin_isolated=_boolean(found["cross_origin_isolated"], "cross_origin_isolated"),
+        relaxed_simd=_boolean(found["relaxed_simd"], "relaxed_simd"),
         secure_context=_boolean(found["secure_context"], "secure_context"),
         timer_resolution_seconds=_number(found["timer_resolution_seconds"], "timer_resolution_seconds", 1e-9, 1),
     )

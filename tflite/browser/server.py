@@ -1,7 +1,8 @@
 """Sockets for a `Site`: TLS, one request per connection, and nobody may be slow.
 
 Every connection has a deadline, for the handshake, the request and its body, and after that one for the answer that
-grows with its size. A client that drips bytes is cut off by it, and only so many connections are held at a time.
+grows with its size. A client that drips bytes is cut off by it, and only so many connections are held at a time, in
+all and of one address.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ REQUEST_SECONDS = 15.0
 _ANSWER_SECONDS = 30.0
 _SLOWEST_BYTES_PER_SECOND = 100_000
 _MOST_CONNECTIONS = 64
+_MOST_OF_ONE_ADDRESS = 16  # a browser holds six
 _LINGER_SECONDS = 1.0
 _GRACE_SECONDS = 1.5
 _LINGER_BYTES = 1 << 20
@@ -89,6 +91,7 @@ class _ThreadingServer(ThreadingHTTPServer):
         self.owner = owner
         self._context = context
         self._deadlines: dict[socket.socket, float] = {}
+        self._addresses: dict[socket.socket, str] = {}
         self._lock = threading.Lock()
         super().__init__((address, port), _Handler)
 
@@ -101,7 +104,8 @@ class _ThreadingServer(ThreadingHTTPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether there is room for one more connection."""
         with self._lock:
-            return len(self._deadlines) < _MOST_CONNECTIONS
+            of_this = sum(address == client_address[0] for address in self._addresses.values())
+            return len(self._addresses) < _MOST_CONNECTIONS and of_this < _MOST_OF_ONE_ADDRESS
 
     @property
     def busy(self) -> bool:
@@ -113,8 +117,14 @@ class _ThreadingServer(ThreadingHTTPServer):
         """Starts the connection's thread; the handshake is part of what must not take long."""
         if self._context:
             request = self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        with self._lock:
+            self._addresses[request] = client_address[0]
         self.set_deadline(request, REQUEST_SECONDS)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # the system gives no more threads
+            self._end(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serves one connection, in its thread."""
@@ -127,9 +137,13 @@ class _ThreadingServer(ThreadingHTTPServer):
                 self.finish_request(connection, client_address)
                 _linger(connection)
         finally:
-            with self._lock:
-                self._deadlines.pop(connection, None)
-            connection.close()
+            self._end(connection)
+
+    def _end(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._deadlines.pop(connection, None)
+            self._addresses.pop(connection, None)
+        connection.close()
 
     def set_deadline(self, connection: socket.socket, seconds: float) -> None:
         """Cuts the connection off in so many seconds from now."""

@@ -1,13 +1,14 @@
 // The page: what it shows, and the order of things. Measuring is benchmark.js.
 
 import { benchmark, download, downloadTensors, steps } from "./benchmark.js";
+import { camera, within } from "./camera.js";
 import { mountClassify } from "./classify.js";
 import { Runtime } from "./client.js";
 import { drawHistogram, milliseconds, summarize } from "./histogram.js";
 import { describePhone, printable } from "./phone.js";
 
 const NOT_SAVED = "The result could not be handed to the computer";
-const CAMERA_THREADS = 4;
+const CAMERA_SECONDS = 20; // for loading what the camera needs before the server goes
 
 const element = (id) => document.getElementById(id);
 let busy = false;
@@ -26,13 +27,13 @@ async function main() {
   showPhone(phone, await gpuSupport());
   showPlan(job);
   const models = [];
-  const { run, ready } = camera(job, models);
-  mountClassify(element("classify"), job, run);
+  const own = camera(job, models, () => busy);
+  mountClassify(element("classify"), job, own.run);
   element("start").disabled = false;
-  element("start").addEventListener("click", () => start(job, phone, models, ready));
+  element("start").addEventListener("click", () => start(job, phone, models, own));
 }
 
-async function start(job, phone, models, ready) {
+async function start(job, phone, models, { ready, idle }) {
   busy = true;
   aborted = null;
   notice(null);
@@ -45,11 +46,13 @@ async function start(job, phone, models, ready) {
   const unlock = await keepAwake();
   try {
     await loadModels(job, models);
+    await idle();
     const found = await benchmark(job, models, watch(job));
     element("stage").textContent = "Handing over";
-    await ready(); // the server may stop once it has the result
-    const stay = await post("result", { phone: complete(phone, found), entries: found.entries });
-    finished(job, found, stay);
+    if (!job.stay) await within(CAMERA_SECONDS, ready()); // the server stops once it has the result
+    await post("result", { phone: complete(phone, found), entries: found.entries });
+    finished(job, found);
+    if (job.stay) ready(); // so that the camera goes on when the server is stopped
   } catch (error) {
     await failed(job, phone, error.message);
   } finally {
@@ -101,20 +104,22 @@ function complete(phone, { gpu, resolution }) {
   return { ...phone, gpu: gpu && printable(gpu), timer_resolution_seconds: resolution || 1 };
 }
 
-function finished(job, found, { stay }) {
+function finished(job, found) {
   found.entries.forEach((entry, index) => {
     if (entry.skipped) addItem("skipped", `${job.configurations[index].name} was not measured: ${entry.skipped}.`);
   });
+  const measured = found.entries.some(({ skipped }) => !skipped);
   element("results").hidden = false;
-  element("policy").textContent =
-    "Median of all runs, inputs already in the runtime's memory, outputs read back; the outputs agree with those of the " +
-    "computer.";
-  element("plan").hidden = !stay;
-  element("start").textContent = "Measure again";
-  notice(
-    stay ? "Done. The computer has the result." : "Done. The computer has the result and serves no longer.",
-    "good",
-  );
+  element("policy").textContent = measured
+    ? "Median of all runs, inputs already in the runtime's memory, outputs read back; the outputs agree with those of " +
+      "the computer."
+    : "";
+  element("plan").hidden = !job.stay;
+  element("start").textContent = measured ? "Measure again" : "Start again";
+  const said = measured
+    ? "Done. The computer has the result"
+    : "Nothing could be measured, for the reasons below. The computer knows of it";
+  notice(said + (job.stay ? "." : " and serves no longer."), measured ? "good" : "bad");
 }
 
 async function failed(job, phone, reason) {
@@ -137,57 +142,13 @@ async function post(name, value) {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(value),
+      referrerPolicy: "same-origin", // with the page's "no-referrer" browsers may write "Origin: null"
     });
   } catch {
     throw new Error(`${NOT_SAVED}: it does not answer.`);
   }
   if (!response.ok) throw new Error(`${NOT_SAVED}: ${(await response.text()).trim()}`);
   return response.json();
-}
-
-// What the camera needs, in a worker of its own: `run` runs a graph, by its number, or "flows", and rejects while the
-// benchmark runs; `ready` loads everything while the server is still there.
-function camera(job, models) {
-  let runtime = null;
-  const loaded = new Map();
-  const load = async (file) => {
-    const threads = self.crossOriginIsolated ? Math.min(CAMERA_THREADS, navigator.hardwareConcurrency || 1) : 1;
-    runtime = runtime || startedRuntime(job, threads);
-    const { client, threads: granted } = await runtime;
-    if (!loaded.has(file)) loaded.set(file, loadForCamera(job, models, client, file, granted));
-    await loaded.get(file);
-    return client;
-  };
-  const run = async (file, input) => {
-    if (busy) throw new Error("The benchmark is running; wait until it is done.");
-    const client = await load(file);
-    return client.run(file, [{ name: "", data: input }]);
-  };
-  const ready = async () => {
-    if (!job.classify) return;
-    for (const file of [...job.graphs.keys(), ...(job.flows ? ["flows"] : [])]) {
-      await load(file).catch(() => {}); // it says so when it is used; the result does not depend on it
-    }
-  };
-  return { run, ready };
-}
-
-async function startedRuntime(job, threads) {
-  const client = new Runtime();
-  try {
-    await client.start({ accelerator: "wasm", threads, helpers: (threads - 1) * (job.graphs.length + 1) });
-    return { client, threads };
-  } catch (error) {
-    client.close();
-    if (threads === 1) throw error;
-    return startedRuntime(job, 1);
-  }
-}
-
-async function loadForCamera(job, models, client, file, threads) {
-  const url = file === "flows" ? job.flows.url : job.graphs[file].url;
-  const bytes = models[file] ? models[file].bytes : await download(url);
-  await client.load({ key: file, bytes, threads });
 }
 
 // A phone that locks its screen stops the page.
@@ -207,19 +168,20 @@ async function gpuSupport() {
   return adapter ? "yes" : "in this browser, but not on this device";
 }
 
+function threadSupport({ secure_context: secure, cross_origin_isolated: isolated, relaxed_simd: relaxed }) {
+  if (!secure) return "no: they need HTTPS or localhost";
+  if (!isolated) return "no";
+  return relaxed ? "yes" : "no: LiteRT.js has them only with relaxed SIMD, which this browser lacks";
+}
+
 function showPhone(phone, gpu) {
   element("name").value = phone.name;
   element("name-hint").textContent = phone.model ? "" : "The browser does not say which phone this is: type its name.";
-  const threads = phone.cross_origin_isolated
-    ? "yes"
-    : phone.secure_context
-      ? "no"
-      : "no: they need HTTPS or localhost";
   const facts = {
     Browser: phone.browser,
     System: phone.os,
     Cores: phone.logical_cores || "not told",
-    Threads: threads,
+    Threads: threadSupport(phone),
     WebGPU: gpu,
   };
   for (const [name, value] of Object.entries(facts)) {

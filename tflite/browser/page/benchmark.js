@@ -63,6 +63,11 @@ export function steps(job) {
   return job.configurations.length * job.graphs.length * (1 + job.rounds.length);
 }
 
+// Whether LiteRT.js' public tensors cannot hold what goes into the graph or comes out of it; see runtime.js.
+export function hasInt8({ inputs, outputs }) {
+  return [...inputs, ...outputs].some(({ dtype }) => dtype === "int8");
+}
+
 class Mismatch extends Error {}
 
 // One configuration made ready, with all graphs or, so that ratios have both sides, with none.
@@ -107,9 +112,7 @@ async function runtimeFor(job, { backend, num_threads: threads }, runtimes) {
 
 async function loadAndCheck(job, graph, { bytes, inputs, outputs }, { configuration, runtime, key }, started) {
   const { backend, num_threads: threads } = configuration;
-  const { seconds, fullyAccelerated } = await runtime.load({ key, bytes, threads });
-  if (backend === "WebGPU" && !fullyAccelerated && !started.partial)
-    throw new Error("WebGPU takes not all of its operators, and this browser cannot share a graph out (no JSPI)");
+  const { seconds, fullyAccelerated } = await runtime.load({ key, bytes, threads, int8: hasInt8(graph) });
   const first = await runtime.run(key, inputs);
   const error = outputError(outputs, first.outputs);
   const tolerance = graph.tolerances[backend];
@@ -158,13 +161,17 @@ async function measure(job, turns, watch) {
   watch.check();
 }
 
+// What was found for an expected output: by its name, or by its place where LiteRT.js has another name for it.
+export function outputOf(expected, index, outputs) {
+  return outputs[expected[index].name] || Object.values(outputs)[index];
+}
+
 // The greatest difference over all outputs, relative to the largest expected value of that output; Infinity for NaN.
 export function outputError(expected, outputs) {
-  const known = Object.values(outputs);
-  if (known.length !== expected.length) return Infinity;
+  if (Object.keys(outputs).length !== expected.length) return Infinity;
   let worst = 0;
-  for (const [index, { name, data, scale, zero_point: zero }] of expected.entries()) {
-    const found = (outputs[name] || known[index]).data;
+  for (const [index, { data, scale, zero_point: zero }] of expected.entries()) {
+    const found = outputOf(expected, index, outputs).data;
     if (found.length !== data.length) return Infinity;
     const real = (value) => (scale ? (value - zero) * scale : value);
     let difference = 0;

@@ -1,6 +1,7 @@
 // The section of the page that classifies: camera or picture, the likeliest classes, and what the heads do.
 
 import { dequantize, mostProbable, softmax } from "./answers.js";
+import { outputOf } from "./benchmark.js";
 import { gradient, mostSelectiveHead, paint } from "./heatmap.js";
 import { decode, openCamera, Problem, readable } from "./pixels.js";
 import { normalize, prepare, quantize } from "./preprocess.js";
@@ -29,7 +30,7 @@ function element(tag, properties = {}, ...children) {
 export function mountClassify(section, job, run) {
   if (!job.classify) return;
   const view = build(section, job);
-  const state = { picture: null, turn: 0, stream: null, flows: null };
+  const state = { picture: null, turn: 0, stream: null, request: 0, flows: null };
   const used = new Set();
 
   /** One inference; a file's first one, which makes the runtime ready, is repeated: its time says nothing. */
@@ -52,7 +53,10 @@ export function mountClassify(section, job, run) {
     section.dataset.state = "busy";
     try {
       const picture = await promised;
-      if (turn !== state.turn) return false;
+      if (turn !== state.turn) {
+        if (picture !== state.picture) picture.close();
+        return false;
+      }
       if (picture !== state.picture) state.picture?.close();
       state.picture = picture;
       const found = await answer(job, timed, picture, Number(view.graph.value), view.negative.value);
@@ -75,7 +79,8 @@ export function mountClassify(section, job, run) {
   }
 
   function stop() {
-    state.stream?.getTracks().forEach((track) => track.stop());
+    state.request++;
+    end(state.stream);
     state.stream = view.video.srcObject = null;
     showCamera(false);
   }
@@ -87,10 +92,11 @@ export function mountClassify(section, job, run) {
   }
 
   /** Classifies what the camera sees, until it is stopped or something fails. */
-  async function watch() {
+  async function watch(request) {
     view.camera.disabled = true; // while the browser asks whether it may
-    const stream = (state.stream = await openCamera().finally(() => (view.camera.disabled = false)));
-    view.video.srcObject = stream;
+    const stream = await openCamera().finally(() => (view.camera.disabled = false));
+    if (request !== state.request || document.hidden) return end(stream); // a photo was chosen, or the page was left
+    view.video.srcObject = state.stream = stream;
     showCamera(true);
     await view.video.play();
     while (state.stream === stream) {
@@ -106,9 +112,11 @@ export function mountClassify(section, job, run) {
 
   view.camera.onclick = async () => {
     if (state.stream) return stop(); // the last picture and its answer stay
+    const request = ++state.request;
     try {
-      await watch();
+      await watch(request);
     } catch (error) {
+      if (request !== state.request) return; // play() rejects when it is stopped
       stop();
       complain(error);
     }
@@ -134,9 +142,13 @@ export function mountClassify(section, job, run) {
     if (file) open(file);
     else complain(new Problem("That was not a file. Drop a picture file here."));
   };
-  document.addEventListener("visibilitychange", () => document.hidden && stop());
+  document.addEventListener("visibilitychange", () => document.hidden && state.stream && stop());
   section.classList.add("card");
   section.hidden = false;
+}
+
+function end(stream) {
+  stream?.getTracks().forEach((track) => track.stop());
 }
 
 /** The elements of the section, by name. */
@@ -162,6 +174,7 @@ function build(section, job) {
   for (const name of FLOWS) {
     const parts = {
       canvas: element("canvas"),
+      parts: { heat: element("canvas"), image: element("canvas") }, // of which the first one is made
       caption: element("figcaption"),
       bar: element("div", { className: "bar" }),
     };
@@ -233,8 +246,8 @@ async function answer(job, run, bitmap, graphIndex, negative) {
   let logits = null;
   if (graph) {
     const { outputs, milliseconds } = await run(graphIndex, quantize(seen.input, graph.input));
-    const { data } = Object.values(outputs).find(({ data }) => data.length === metadata.classes.length);
-    logits = dequantize(data, logitsOf(graph, metadata));
+    const index = graph.outputs.indexOf(logitsOf(graph, metadata));
+    logits = dequantize(outputOf(graph.outputs, index, outputs).data, graph.outputs[index]);
     found.milliseconds = milliseconds;
   }
   if (flows) {
@@ -272,7 +285,7 @@ function showFlows(view, job, { outputs, seen }) {
   const head = mostSelectiveHead(outputs[layer.competition].data, layer.heads);
   for (const name of FLOWS) {
     const { pixels, least, most } = paint(name, outputs[layer[name]].data, head, layer);
-    overlay(view[name].canvas, pixels, layer.grid, seen.values, seen.size);
+    overlay(view[name], pixels, layer.grid, seen.values, seen.size);
     const range = `${least.toFixed(2)} to ${most.toFixed(2)}`;
     view[name].caption.textContent = `${name}, head ${head} of ${layer.heads}: ${range} (${MEANING[name]})`;
   }
@@ -291,14 +304,15 @@ function paintValues(canvas, values, [height, width]) {
 }
 
 /** A heat map over the image, one square for each token. */
-function overlay(canvas, pixels, [rows, columns], image, [height, width]) {
-  const heat = element("canvas", { width: columns, height: rows });
+function overlay({ canvas, parts }, pixels, [rows, columns], image, [height, width]) {
+  const { heat } = parts;
+  [heat.width, heat.height] = [columns, rows];
   heat.getContext("2d").putImageData(new ImageData(pixels, columns, rows), 0, 0);
   const scale = Math.ceil(336 / width); // small images enlarged, so that the squares have sharp edges
   [canvas.width, canvas.height] = [width * scale, height * scale];
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
-  context.drawImage(paintValues(element("canvas"), image, [height, width]), 0, 0, canvas.width, canvas.height);
+  context.drawImage(paintValues(parts.image, image, [height, width]), 0, 0, canvas.width, canvas.height);
   context.globalAlpha = 0.7;
   context.drawImage(heat, 0, 0, canvas.width, canvas.height);
 }

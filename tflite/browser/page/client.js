@@ -4,6 +4,7 @@ export class Runtime {
   #worker = new Worker(new URL("./worker.js", import.meta.url));
   #pending = new Map();
   #next = 0;
+  #closed = false;
 
   constructor() {
     this.#worker.onmessage = ({ data: { id, value, error } }) => {
@@ -18,13 +19,14 @@ export class Runtime {
     };
   }
 
-  // {accelerator: "wasm" | "webgpu", threads, helpers} -> {build, partial, gpu, resolution}; see runtime.js. `helpers`: with
+  // {accelerator: "wasm" | "webgpu", threads, helpers} -> {build, gpu, resolution}; see runtime.js. `helpers`: with
   // threads > 1, the threads beside the first one that all graphs to be loaded want together.
   start(options) {
     return this.#request("start", options);
   }
 
-  // {key, bytes, threads} -> {seconds, fullyAccelerated}; `bytes` (an ArrayBuffer) is copied.
+  // {key, bytes, threads, int8} -> {seconds, fullyAccelerated}; `bytes` (an ArrayBuffer) is copied. `int8`: whether an
+  // input or output is.
   load(options) {
     return this.#request("load", options);
   }
@@ -40,11 +42,13 @@ export class Runtime {
   }
 
   close() {
+    this.#closed = true;
     this.#worker.terminate();
     this.#fail("the worker was stopped");
   }
 
   #request(name, argument) {
+    if (this.#closed) return Promise.reject(new Error("the worker was stopped"));
     return new Promise((resolve, reject) => {
       const id = this.#next++;
       this.#pending.set(id, { resolve, reject });

@@ -21,8 +21,7 @@ export async function decode(file) {
     );
   }
   try {
-    // Training reads the stored values whatever profile they have; so does "none".
-    return await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    return await bitmapOf(file);
   } catch {
     if (HEIC.test(file.name) || /hei[cf]/.test(file.type)) {
       throw new Problem(
@@ -33,13 +32,25 @@ export async function decode(file) {
   }
 }
 
+async function bitmapOf(file) {
+  try {
+    // Training reads the stored values whatever profile they have; so does "none".
+    return await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    return createImageBitmap(file); // a browser that does not know these options
+  }
+}
+
+let strip = null; // one canvas for all pictures: phones allow few, and free them late
+
 /**
  * The picture of `resizedCut` over something that can be drawn on a canvas; what is transparent shows white.
  *
  * @param {ImageBitmap} bitmap
  */
 export function readable(bitmap) {
-  const canvas = document.createElement("canvas");
+  const canvas = (strip = strip || document.createElement("canvas"));
   const context = canvas.getContext("2d", { willReadFrequently: true, alpha: false });
   return {
     width: bitmap.width,

@@ -6,9 +6,11 @@ const WASM = new URL("./litert/wasm/", import.meta.url).href;
 const SPARE_THREADS = 2;
 const RESOLUTION_CHANGES = 50;
 const RESOLUTION_MILLISECONDS = 100;
+const NOT_SHARED_OUT = "WebGPU takes not all of its operators, and this browser cannot share a graph out (no JSPI)";
 
 const graphs = new Map();
 let accelerator = null;
+let shares = false; // whether graphs may be shared out between GPU and WASM
 
 export function answer(name, argument) {
   const handlers = { start, load, run, time };
@@ -16,7 +18,7 @@ export function answer(name, argument) {
 }
 
 // Loads the build of LiteRT.js that fits: threads, else suspension of WebAssembly (JSPI) for the GPU, else neither.
-// -> {build, partial: whether graphs may be shared out between GPU and WASM, gpu, resolution: seconds of the clock}
+// -> {build, gpu, resolution: seconds of the clock}
 async function start(options) {
   accelerator = options.accelerator;
   const threads = options.threads > 1;
@@ -35,17 +37,18 @@ async function start(options) {
   await litert.loadLiteRt(WASM, { threads, jspi });
   const device = accelerator === "webgpu" ? litert.getWebGpuDevice() : null;
   if (accelerator === "webgpu" && !device) throw new Error("WebGPU is there, but it offers no adapter");
+  shares = jspi;
   return {
     build: threads ? "threaded" : jspi ? "jspi" : relaxed ? "simd" : "compat",
-    partial: jspi,
     gpu: describeGpu(device),
     resolution: resolution(),
   };
 }
 
-async function load({ key, bytes, threads }) {
+async function load({ key, bytes, threads, int8 }) {
   const before = performance.now();
-  const graph = await open(new Uint8Array(bytes), { accelerator, cpuOptions: { numThreads: threads } });
+  const graph = await open(new Uint8Array(bytes), { accelerator, cpuOptions: { numThreads: threads } }, int8);
+  if (accelerator === "webgpu" && !graph.fullyAccelerated && !shares) throw new Error(NOT_SHARED_OUT);
   graphs.set(key, graph);
   return { seconds: (performance.now() - before) / 1000, fullyAccelerated: graph.fullyAccelerated };
 }
@@ -75,15 +78,17 @@ async function time({ key, unrecorded, recorded, invocations }) {
   return latencies;
 }
 
-async function open(bytes, options) {
-  try {
-    return new Compiled(await litert.loadAndCompile(bytes, options));
-  } catch (error) {
-    // LiteRT.js' Tensor knows float32, int32 and uint8.
-    if (!/INT8 is not supported/i.test(String(error && error.message))) throw error;
-    if (options.accelerator !== "wasm") throw new Error("LiteRT.js takes no int8 inputs and outputs on the GPU");
-    return await Raw.open(bytes, options);
+// LiteRT.js' Tensor knows float32, int32 and uint8; it would refuse others only after having compiled the graph.
+async function open(bytes, options, int8) {
+  if (int8 && options.accelerator !== "wasm") throw new Error("LiteRT.js takes no int8 inputs and outputs on the GPU");
+  if (int8) return Raw.open(bytes, options);
+  const model = await litert.loadAndCompile(bytes, options);
+  // Without JSPI LiteRT.js compiles a graph that the GPU takes in part a second time, for WASM, and returns that.
+  if (model.options.accelerator !== options.accelerator) {
+    model.delete();
+    throw new Error(NOT_SHARED_OUT);
   }
+  return new Compiled(model);
 }
 
 // A graph through LiteRT.js' public interface.
@@ -125,15 +130,23 @@ class Raw {
     const raw = new Raw();
     const module = (raw.module = litert.getGlobalLiteRt().liteRtWasm);
     const environment = (raw.environment = litert.getDefaultEnvironment().liteRtEnvironment);
-    const pointer = module._malloc(bytes.byteLength); // for as long as the worker lives
-    module.HEAPU8.set(bytes, pointer);
-    const model = module.loadModel(environment, pointer, bytes.byteLength);
-    raw.compiled = await module.compileModel(environment, model, {
-      ...options,
-      environment: litert.getDefaultEnvironment(),
-      gpuOptions: {},
-      webNNOptions: {},
-    });
+    const pointer = module._malloc(bytes.byteLength); // kept for as long as the worker lives, if all goes well
+    if (!pointer) throw new Error("this browser has not enough memory for the graph");
+    let model;
+    try {
+      module.HEAPU8.set(bytes, pointer);
+      model = module.loadModel(environment, pointer, bytes.byteLength);
+      raw.compiled = await module.compileModel(environment, model, {
+        ...options,
+        environment: litert.getDefaultEnvironment(),
+        gpuOptions: {},
+        webNNOptions: {},
+      });
+    } catch (error) {
+      if (model) model.delete();
+      module._free(pointer);
+      throw error;
+    }
     const signature = model.getSignature(0);
     raw.inputs = items(signature.inputNames()).map((name, index) =>
       describeRaw(name, model.getInputTensorType(0, index)),
