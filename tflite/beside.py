@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from tflite.measurements import Measurement, Measurements
 
 # What two devices of one kind may differ in without looking different in the table.
-_COMPARED = ("name", "serial", "fingerprint", "os", "browser", "runtime", "governor", "gpu_precision", "taskset", "emulated")
+_COMPARED = (
+    "name",
+    "serial",
+    "fingerprint",
+    "os",
+    "browser",
+    "runtime",
+    "governor",
+    "gpu_precision",
+    "taskset",
+    "emulated",
+)
 
 
 @dataclass(frozen=True)
