@@ -4,20 +4,17 @@ import contextlib
 import datetime
 import os
 import platform
-import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.machine import cpu_name, usable_cores
 from tflite import results
 from tflite.inspect import describe
-from tflite.measurements import Measurement, Measurements, Node, Plan, Profile, rotated
+from tflite.measurements import Measurement, Measurements, Node, Plan, Profile
 from tflite.process import Worker
+from tflite.turns import in_turns, progress
 
 _PROFILE_TIMEOUT_SECONDS = 600
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -56,7 +53,7 @@ class HostDevice:
                 self._measure(plan, found, workers)
                 stack.close()  # the profiled processes get the machine to themselves
                 if plan.profile:
-                    for measurement in _progress(found.measurements, "profile"):
+                    for measurement in progress(found.measurements, "profile"):
                         self._profile(plan, measurement)
             except KeyboardInterrupt:
                 if not any(measurement.rounds for measurement in found.measurements):
@@ -80,13 +77,9 @@ class HostDevice:
 
     def _measure(self, plan: Plan, found: Measurements, workers: list[Worker]) -> None:
         turns = list(zip(workers, found.measurements, strict=True))
-        schedule = [(number, runs, turn) for number, runs in enumerate(plan.rounds) for turn in rotated(turns, number)]
-        for position, (_, runs, (worker, measurement)) in enumerate(_progress(schedule, "measure")):
+        for runs, (worker, measurement), _ in in_turns(plan, turns):
             measurement.rounds.append(worker.request("invoke", unrecorded=1, recorded=runs))
             measurement.peak_bytes = worker.request("peak")
-            end_of_round = (position + 1) % len(turns) == 0
-            if end_of_round and position + 1 < len(schedule):
-                time.sleep(plan.cooldown_seconds)
 
     def _profile(self, plan: Plan, measurement: Measurement) -> None:
         path = plan.graphs[measurement.graph]
@@ -107,11 +100,6 @@ class HostDevice:
             return
         nodes = tuple(Node(**node) for node in value.pop("nodes"))
         measurement.profile = Profile(**value, nodes=nodes)
-
-
-def _progress(items: list[Any], name: str) -> "tqdm[Any]":
-    """A progress line with the time left, on standard error; rarely refreshed where nobody watches."""
-    return tqdm(items, desc=name, leave=False, mininterval=0.5 if sys.stderr.isatty() else 30)
 
 
 def _litert_version() -> str:

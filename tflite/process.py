@@ -15,6 +15,11 @@ from typing import Any, Self
 from mobiatt_tf.errors import UserError
 
 
+def signal_name(number: int) -> str:
+    """As a person reads it: "SIGSEGV", or "signal 99" where this system knows none."""
+    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+
+
 class Worker:
     """A child process that holds at most one model; a context manager, so that none outlives its use."""
 
@@ -87,8 +92,7 @@ class Worker:
         lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
         last = f" (last message: {lines[-1]})" if lines else ""
         if code < 0:
-            name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-            return f"the {self._runtime} runtime ended with {name}{last}"
+            return f"the {self._runtime} runtime ended with {signal_name(-code)}{last}"
         return f"the process that runs the model ended with status {code}{last}"
 
     def close(self) -> None:

@@ -57,13 +57,26 @@ def load(path: str | Path) -> Measurements:
     """Reads a benchmark.json.
 
     Raises:
-        UserError: the file is missing, is not JSON, or is not the result of a benchmark of this version; a value is of
-            another type, or is infinite or not a number.
+        UserError: the file is missing, is not JSON or not the result of a benchmark; see `checked`.
     """
     value = files.read_json(path)
-    first_version = isinstance(value, dict) and {"device", "plan", "measurements"} <= value.keys()  # it had no kind
-    if not isinstance(value, dict) or (value.get("kind") != KIND and not first_version):
+    if not is_benchmark(value):
         raise UserError(f"{path} is not the result of a benchmark: give a benchmark.json of tflite.benchmark.")
+    return checked(value, path)
+
+
+def is_benchmark(value: Any) -> bool:
+    """Whether the content of a JSON file is a benchmark's, of whatever version."""
+    first_version = isinstance(value, dict) and {"device", "plan", "measurements"} <= value.keys()  # it had no kind
+    return first_version or (isinstance(value, dict) and value.get("kind") == KIND)
+
+
+def checked(value: Mapping[str, Any], path: str | Path) -> Measurements:
+    """`from_json` of what was read from `path`.
+
+    Raises:
+        UserError: it has another version, or is damaged: a part is missing, a value is of another type or no number.
+    """
     if value.get("version") != VERSION:
         raise UserError(
             f"{path} has version {value.get('version', 1)} of the results' format; this program reads {VERSION}. "

@@ -5,7 +5,6 @@ import re
 import signal
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,9 @@ from tflite.adb.phone import (
 )
 from tflite.adb.storage import PhoneStorage
 from tflite.inspect import describe
-from tflite.measurements import Measurement, Measurements, Plan, rotated
+from tflite.measurements import Measurement, Measurements, Plan
+from tflite.process import signal_name
+from tflite.turns import in_turns, progress
 
 _LOAD_SECONDS = 300.0  # the limit for one load and two invocations
 _SPARE_SECONDS = 60.0  # to every limit
@@ -79,7 +80,7 @@ class AdbDevice:
             with PhoneStorage(adb, self.clean) as storage:
                 remote = storage.provide([binary, *plan.graphs])
                 cooling = Cooling(adb, phone_state(adb), self.max_cooldown_seconds)
-                with _progress([], "cool") as bar:
+                with progress([], "cool") as bar:
                     start = cooling.wait(bar)
                 runtime = f"benchmark_model {files.sha256(binary)[:12]}"
                 device = describe_phone(adb, start, runtime=runtime, backend=self.backend, taskset=self.taskset)
@@ -174,11 +175,11 @@ def _measure_all(runner: _Runner, cooling: Cooling, found: Measurements) -> None
     plan = found.plan
     turns = [(graph, threads) for threads in plan.num_threads for graph in range(len(plan.graphs))]
     try:
-        for graph, threads in (bar := _progress(turns, "load")):
+        for graph, threads in (bar := progress(turns, "load")):
             found.measurements.append(_load(runner, cooling, graph, threads, found, bar))
         _measure_rounds(runner, cooling, found)
         if plan.profile:
-            for measurement in (bar := _progress(found.measurements, "profile")):
+            for measurement in (bar := progress(found.measurements, "profile")):
                 _profile(runner, cooling, measurement, bar)
     except (KeyboardInterrupt, LostPhoneError) as error:
         if not any(measurement.round_statistics for measurement in found.measurements):
@@ -227,8 +228,7 @@ def _load(
 def _measure_rounds(runner: _Runner, cooling: Cooling, found: Measurements) -> None:
     plan, turns = found.plan, found.measurements
     reports: dict[int, list[native.Report]] = {id(measurement): [] for measurement in turns}
-    schedule = [(number, runs, turn) for number, runs in enumerate(plan.rounds) for turn in rotated(turns, number)]
-    for position, (_, runs, measurement) in enumerate(bar := _progress(schedule, "measure")):
+    for runs, measurement, bar in in_turns(plan, turns):
         report = cooling.measure(_name(measurement), _once(runner, measurement, runs), bar)
         try:
             measurement.round_statistics.append(native.quotable(report.runs))
@@ -239,9 +239,6 @@ def _measure_rounds(runner: _Runner, cooling: Cooling, found: Measurements) -> N
         own.append(report)
         measurement.load_seconds = statistics.median(one.load_seconds for one in own)
         measurement.first_run_seconds = statistics.median(one.first_run_seconds for one in own)
-        end_of_round = (position + 1) % len(turns) == 0
-        if end_of_round and position + 1 < len(schedule):
-            time.sleep(plan.cooldown_seconds)
 
 
 def _once(runner: _Runner, measurement: Measurement, runs: int, **options: bool) -> Callable[[], native.Report]:
@@ -264,16 +261,10 @@ def _profile(runner: _Runner, cooling: Cooling, measurement: Measurement, bar: "
 def _failure(status: int) -> str:
     """What an exit status of the phone's shell means."""
     if status > 128:
-        number = status - 128
-        return f"ended by {signal.Signals(number).name if number in signal.valid_signals() else f'signal {number}'}"
+        return f"ended by {signal_name(status - 128)}"
     return {126: "benchmark_model may not be executed there", 127: "a program is missing there"}.get(
         status, f"benchmark_model ended with status {status}"
     )
-
-
-def _progress(items: list[Any], name: str) -> "tqdm[Any]":
-    """A progress line with the time left, on standard error; rarely refreshed where nobody watches."""
-    return tqdm(items, desc=name, leave=False, mininterval=0.5 if sys.stderr.isatty() else 30)
 
 
 @contextmanager

@@ -204,10 +204,9 @@ def _read(path: Path) -> bytes:
 
 def _benchmark(path: Path, value: Any) -> Measurements:
     if not isinstance(value, dict) or value.get("kind") != results.KIND:
-        older = isinstance(value, dict) and {"device", "plan", "measurements"} <= value.keys()
-        hint = " An older version of the benchmark wrote it: measure again." if older else ""
+        hint = " An older version of the benchmark wrote it: measure again." if results.is_benchmark(value) else ""
         raise UserError(f"{path} is neither {_WHAT}.{hint}")
-    found = results.load(path)
+    found = results.checked(value, path)
     try:
         _check_numbers(found)
         results.to_json(found)  # every derived figure can be had
