@@ -7,6 +7,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,6 +24,13 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
         text=True,
         timeout=300,
     )
+
+
+def missing(reason: str) -> NoReturn:
+    """Skips where a person's machine or Bazel's sandbox lacks something; fails in CI, which must have it."""
+    if os.environ.get("CI") and "TEST_SRCDIR" not in os.environ:  # the second is Bazel's
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @contextlib.contextmanager

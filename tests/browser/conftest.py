@@ -1,8 +1,6 @@
 """A page that is served for real, and a headless Chromium of a phone's size to open it."""
 
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,8 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from mobiatt_tf.errors import UserError
 from tests.browser.sockets import SECRET, Running, Served
+from tests.chromium import start_chromium
+from tests.processes import missing
 from tflite import convert
 from tflite.browser.device import BrowserDevice, Page, Settings
 from tflite.browser.protocol import PROGRESS_BYTES, parse_progress
@@ -25,13 +25,6 @@ from tflite.measurements import Measurements, Plan
 ROOT = Path(__file__).parents[2]
 LITERTJS = ROOT / "runs" / "litertjs"
 QUICKSTART = ROOT / "runs" / "quickstart"
-
-
-def missing(what: str) -> None:
-    """Skips, or fails where everything must be there."""
-    if os.environ.get("CI") and "TEST_SRCDIR" not in os.environ:
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"{what} is missing")
 
 
 class Serving:
@@ -111,43 +104,17 @@ class Serving:
 def serve() -> Callable[..., Serving]:
     """`serve(plan, **settings)` starts `--device=browser` on this machine's loopback and returns a `Serving`."""
     if not (LITERTJS / "node_modules").is_dir():
-        missing("LiteRT.js (tools/phone_page.sh)")
+        missing("LiteRT.js is missing (tools/phone_page.sh)")
     return Serving
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """`browser(*arguments)` starts a Chromium with nothing stored, 390 x 844 pixels, that takes any certificate."""
-    pytest.importorskip("selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        missing("Chromium and its driver (apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
     started = []
 
     def start(*arguments: str, dark: bool = False) -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        options.accept_insecure_certs = True
-        profile = tmp_path_factory.mktemp("chromium")
-        for argument in (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={profile}",
-            "--window-size=390,844",
-            *arguments,
-        ):
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        chrome = webdriver.Chrome(options=options, service=Service(executable_path=driver))
+        chrome = start_chromium(tmp_path_factory.mktemp("chromium"), "--window-size=390,844", *arguments)
         started.append(chrome)
         chrome.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
@@ -174,7 +141,7 @@ def chrome(browser: Callable[..., Any]) -> Any:
 def quickstart() -> Path:
     """The directory of `make quickstart`'s models."""
     if not (QUICKSTART / "model.tflite").is_file():
-        missing("runs/quickstart/model.tflite (make quickstart)")
+        missing("runs/quickstart/model.tflite is missing (make quickstart)")
     return QUICKSTART
 
 

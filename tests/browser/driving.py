@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from tflite.measurements import Measurements
 
 SWIFTSHADER = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 NOTICE = (By.ID, "notice")
@@ -29,3 +32,9 @@ def notice(chrome: Any, seconds: float = 120) -> str:
         return element.text if element.is_displayed() else ""
 
     return str(WebDriverWait(chrome, seconds).until(said))
+
+
+def skip_without_adapter(found: Measurements) -> None:
+    """Skips where SWIFTSHADER gave Chromium no WebGPU adapter."""
+    if any(warning.startswith("WebGPU: not measured, WebGPU is there") for warning in found.warnings):
+        pytest.skip("this Chromium has no software adapter for WebGPU")

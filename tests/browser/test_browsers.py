@@ -12,7 +12,7 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from tests.browser.conftest import LITERTJS, Serving
-from tests.browser.driving import SWIFTSHADER, open_page, start
+from tests.browser.driving import SWIFTSHADER, open_page, skip_without_adapter, start
 from tflite.browser import job, litertjs
 from tflite.browser.site import File
 from tflite.measurements import Plan
@@ -59,8 +59,7 @@ def test_a_graph_that_the_gpu_takes_in_part_without_jspi(
         open_page(chrome, serving.url)
         start(chrome)
         found = serving.join()
-        if any(warning.startswith("WebGPU: not measured, WebGPU is there") for warning in found.warnings):
-            pytest.skip("this Chromium has no software adapter for WebGPU")
+        skip_without_adapter(found)
         assert [one.backend for one in found.measurements] == backends
     assert (
         "WebGPU: not measured, partial: WebGPU takes not all of its operators, and this browser cannot share a graph "
@@ -95,8 +94,7 @@ def test_a_graph_that_the_gpu_takes_in_part_and_wasm_as_a_whole_without_jspi(
     open_page(chrome, serving.url)
     start(chrome)
     found = serving.join()
-    if any(warning.startswith("WebGPU: not measured, WebGPU is there") for warning in found.warnings):
-        pytest.skip("this Chromium has no software adapter for WebGPU")
+    skip_without_adapter(found)
     assert [one.backend for one in found.measurements] == ["WASM"]
     assert any("this browser cannot share a graph out (no JSPI)" in warning for warning in found.warnings)
 

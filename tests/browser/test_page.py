@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.files import sha256
 from tests.browser.conftest import Serving
-from tests.browser.driving import NOTICE, SWIFTSHADER, notice, open_page, start
+from tests.browser.driving import NOTICE, SWIFTSHADER, notice, open_page, skip_without_adapter, start
 from tflite import results
 from tflite.browser.address import lan_address
 from tflite.measurements import Plan
@@ -204,8 +204,7 @@ def test_webgpu_in_software(
     open_page(chrome, serving.url)
     start(chrome)
     found = serving.join()
-    if any(warning.startswith("WebGPU: not measured, WebGPU is there") for warning in found.warnings):
-        pytest.skip("this Chromium has no software adapter for WebGPU")
+    skip_without_adapter(found)
     assert [one.backend for one in found.measurements] == ["WASM", "WASM", "WebGPU", "WebGPU"]
     assert "swiftshader" in found.device["gpu"]
     assert found.measurements[3].output_error is not None
@@ -227,8 +226,7 @@ def test_a_graph_that_the_gpu_does_not_take_whole(
     open_page(chrome, serving.url)
     start(chrome)
     found = serving.join()
-    if any(warning.startswith("WebGPU: not measured, WebGPU is there") for warning in found.warnings):
-        pytest.skip("this Chromium has no software adapter for WebGPU")
+    skip_without_adapter(found)
     assert [one.backend for one in found.measurements] == ["WASM", "WebGPU"]
     assert "WebGPU took only a part of partial; the rest ran on WASM." in found.warnings
     assert found.measurements[1].delegation is not None

@@ -55,6 +55,14 @@ def start(phone: EmulatedPhone, graphs: Sequence[Path], directory: Path, *flags:
     )
 
 
+def failure(benchmark: "subprocess.Popen[str]") -> str:
+    """Waits for its end; the message, after checking that it failed, printed no figure, and said nothing else."""
+    stdout, stderr = benchmark.communicate(timeout=SECONDS)
+    assert benchmark.returncode == 1
+    assert stdout == ""
+    return error(stderr)
+
+
 def lines(text: str) -> list[str]:
     """What a person reads: without the progress lines that were overwritten."""
     return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip() and not _BAR.match(line)]

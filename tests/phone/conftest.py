@@ -10,22 +10,15 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tests.processes import ROOT
+from tests.processes import ROOT, missing
 from tools.phone.emulated import EmulatedPhone, unavailable
-
-
-def _missing(reason: str) -> None:
-    """Skips on a person's machine; CI has what it takes."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def toolchain() -> None:
     """What tools/phone/setup.sh makes."""
     if reason := unavailable():
-        _missing(f"No phone can be emulated here: {reason}")
+        missing(f"No phone can be emulated here: {reason}")
     done = subprocess.run(
         ["sh", ROOT / "tools/phone/setup.sh"],
         env=os.environ | {"PYTHON": sys.executable},
@@ -33,7 +26,7 @@ def toolchain() -> None:
         text=True,
     )
     if done.returncode != 0:
-        _missing(done.stderr.strip().splitlines()[-1])
+        missing(done.stderr.strip().splitlines()[-1])
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def phone(toolchain: None) -> Iterator[EmulatedPhone]:
 def arm_phone(toolchain: None) -> Iterator[EmulatedPhone]:
     """An arm64-v8a phone in QEMU."""
     if reason := unavailable("arm64-v8a"):
-        _missing(f"No arm64-v8a phone can be emulated here: {reason}")
+        missing(f"No arm64-v8a phone can be emulated here: {reason}")
     with EmulatedPhone("arm64-v8a") as phone:
         yield phone
 

@@ -1,49 +1,21 @@
 """The report in headless Chromium."""
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.chromium import start_chromium
 from tflite.reporting import page
 from tflite.reporting.collect import Report, collect
 from tflite.reporting.drawing import Mark
 from tflite.reporting.figures import figures
 
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-@contextlib.contextmanager
-def chromium() -> Iterator[Any]:
-    """A headless Chromium that is driven by Debian's chromedriver."""
-    if "TEST_SRCDIR" in os.environ or not os.environ.get("CI"):  # the first is Bazel's
-        pytest.importorskip("selenium")
-        if not CHROMIUM or not CHROMEDRIVER:
-            pytest.skip("chromium or chromedriver is missing")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"):
-        options.add_argument(argument)
-    for argument in ("background-networking", "component-update", "sync", "dev-shm-usage"):
-        options.add_argument(f"--disable-{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_chromium(paths: list[Path], hostile: tuple[Path, str], tmp_path: Path, width: int) -> None:
     """No message on the console, nothing wider than the screen, every chart drawn, arrow keys read it out."""
-    with chromium() as driver:
+    with start_chromium(tmp_path / "profile") as driver:
         override = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", override)
         for name, found in (("hostile", collect([hostile[0]])), ("all", collect(paths))):
