@@ -8,14 +8,18 @@ QUICKSTART_MODEL := runs/quickstart/model.tflite
 QUICKSTART_FLOWS := runs/quickstart/flows.tflite
 
 .NOTPARALLEL:
-.PHONY: help quickstart phone test check pytest bazel arm dev format clean
+.PHONY: help quickstart quickstart-dense phone test check pytest bazel arm dev format clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
 quickstart: ## .venv with the pinned dependencies, then train, export, check and measure the small model
 	@tools/make_venv.sh "$(PYTHON)" $(VENV) requirements.txt
 	PYTHONPATH=. $(VENV_PYTHON) tools/quickstart.py
+
+quickstart-dense: ## the same for a detector and a segmenter, on photographed objects pasted over photographs
+	@tools/make_venv.sh "$(PYTHON)" $(VENV) requirements.txt
+	PYTHONPATH=. $(VENV_PYTHON) tools/quickstart_dense.py
 
 $(QUICKSTART_MODEL):
 	@$(MAKE) quickstart

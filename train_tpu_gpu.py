@@ -1,7 +1,8 @@
-"""Trains a classifier, or goes on with the run in --output_dir.
+"""Trains a classifier, a detector or a segmenter, or goes on with the run in --output_dir.
 
 Example, a few minutes on a CPU:
     python train_tpu_gpu.py --recipe=quickstart --variant=quickstart --output_dir=runs/fashion
+    python train_tpu_gpu.py --task=detection --recipe=coco --dataset=tfds:coco/2017 --output_dir=runs/coco
 """
 
 import dataclasses
@@ -14,19 +15,30 @@ import tensorflow as tf
 from absl import flags
 
 import keras_models
-from mobiatt_tf import cli, data, files, training
+from mobiatt_tf import cli, data, files, tasks, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
 
+TASK = flags.DEFINE_enum("task", "classification", tasks.TASKS, "What the model is trained for.")
 DATASET = flags.DEFINE_string(
-    "dataset", "fashion_mnist", f"One of {', '.join(data.NAMES)}, tfds:NAME, or a folder of images or shards."
+    "dataset",
+    None,
+    f"One of {', '.join(data.NAMES)}, tfds:NAME, or a folder of images or shards; without it fashion_mnist. For "
+    "detection and segmentation: scenes (the default), tfds:coco/2017, tfds:ade20k, or a folder.",
 )
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where downloads are kept.")
 LIMIT_TRAIN = flags.DEFINE_integer("limit_train", None, "Take only so many training images.", lower_bound=1)
 LIMIT_TEST = flags.DEFINE_integer("limit_test", None, "Take only so many test images.", lower_bound=1)
-MODEL = flags.DEFINE_enum("model", "deit", list(keras_models.FAMILIES), "Family.")
+MODEL = flags.DEFINE_enum(
+    "model", None, list(keras_models.FAMILIES), "Family; without it deit, for detection and segmentation pvt_v2."
+)
 VARIANT = flags.DEFINE_string("variant", None, "Size within the family; without it, the smallest published one.")
-IMAGE_SIZE = flags.DEFINE_string("image_size", None, "224, or 192x256 for height 192; without it, the variant's.")
+IMAGE_SIZE = flags.DEFINE_string(
+    "image_size", None, "224, or 192x256 for height 192; without it, the variant's or the task's."
+)
+TRAINING_SIZE = flags.DEFINE_string(
+    "training_size", None, "Detection, segmentation: image size that the backbone was trained at; without it 224."
+)
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads; without it, the variant's.", lower_bound=1)
 HEAD_DIM = flags.DEFINE_integer("head_dim", None, "Channels of a head instead of their number.", lower_bound=1)
 DISTILLED = flags.DEFINE_bool("distilled", False, "Add a distillation head; without a teacher it learns the labels.")
@@ -58,9 +70,10 @@ OVERRIDES = {
 }
 
 
-def load_dataset() -> data.Dataset:
+def load_dataset() -> Any:
     """The dataset of the flags."""
-    dataset = data.load(DATASET.value, CACHE_DIR.value)
+    name = DATASET.value or ("fashion_mnist" if TASK.value == "classification" else "scenes")
+    dataset = tasks.load_dataset(TASK.value, name, CACHE_DIR.value)
     if LIMIT_TRAIN.value:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(LIMIT_TRAIN.value))
     if LIMIT_TEST.value:
@@ -68,14 +81,26 @@ def load_dataset() -> data.Dataset:
     return dataset
 
 
-def evaluate(dataset: data.Dataset, strategy: tf.distribute.Strategy, batch_size: int) -> None:
-    """Prints loss and accuracy of the saved model."""
+def evaluate(dataset: Any, strategy: tf.distribute.Strategy, recipe: training.Recipe) -> None:
+    """Prints what the saved model reaches."""
+    task = tasks.make_task(TASK.value)
     with strategy.scope():
         model = load_trained(OUTPUT_DIR.value)
-    result = training.Evaluator(model, strategy, batch_size)(dataset.test)
-    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
-    scores = f"top-1 {result.top1:.2%}{top5}, loss {result.loss:.4f}"
-    print(f"{OUTPUT_DIR.value}: {scores} on {result.count} images of {dataset.name}")
+    task.check(model, dataset, recipe)
+    result = task.evaluator(model, dataset, strategy, recipe)(dataset.test, lambda: None)
+    print(f"{OUTPUT_DIR.value}: {format_scores(result.to_line())} on {result.count} images of {dataset.name}")
+
+
+def format_scores(line: dict[str, Any]) -> str:
+    """The scores of a log line or of results.json in the order in which the task draws them, and the loss."""
+    curves = tasks.make_task(TASK.value).curves
+    shown = [f"{label} {line[key]:.2%}" for label, key in curves.items() if line.get(key) is not None]
+    return ", ".join([*shown, *([f"loss {line['loss']:.4f}"] if line.get("loss") is not None else [])])
+
+
+def family_name() -> str:
+    """--model, or the task's default."""
+    return MODEL.value or ("deit" if TASK.value == "classification" else "pvt_v2")
 
 
 def model_arguments(recipe: training.Recipe) -> dict[str, Any]:
@@ -84,7 +109,7 @@ def model_arguments(recipe: training.Recipe) -> dict[str, Any]:
     Raises:
         UserError: the family cannot be distilled.
     """
-    family = keras_models.FAMILIES[MODEL.value]
+    family = keras_models.FAMILIES[family_name()]
     arguments = {
         "variant": VARIANT.value or family.default_variant,
         "num_heads": NUM_HEADS.value,
@@ -93,25 +118,67 @@ def model_arguments(recipe: training.Recipe) -> dict[str, Any]:
     if HEAD_DIM.value is not None:
         arguments["head_dim"] = HEAD_DIM.value
     if DISTILLED.value and not family.has_distillation:
-        raise UserError(f"--distilled does not go with --model={MODEL.value}, which has one head.")
+        raise UserError(f"--distilled does not go with --model={family_name()}, which has one head.")
+    if TASK.value != "classification":
+        if DISTILLED.value or recipe.distillation != "none":
+            raise UserError(f"Distillation is for classification: it does not go with --task={TASK.value}.")
+        return arguments
     if DISTILLED.value or (recipe.distillation != "none" and family.has_distillation):
         arguments["distilled"] = True
     return arguments
 
 
-def build_model(classes: int, drop_path: float, replicas: int, arguments: dict[str, Any], start: bool) -> keras.Model:
+def build_model(
+    classes: int, recipe: training.Recipe, replicas: int, arguments: dict[str, Any], start: bool
+) -> keras.Model:
     """The model of the flags, with the weights of --start_from if `start`."""
-    family = keras_models.FAMILIES[MODEL.value]
-    extra = {"synchronized_batch_norm": True} if family.has_batch_norm and replicas > 1 else {}
-    size = cli.image_size(IMAGE_SIZE.value)
     try:
-        model = family.build(image_size=size, num_classes=classes, drop_path=drop_path, **arguments, **extra)
+        if TASK.value != "classification":
+            return build_dense_model(classes, recipe, replicas, arguments, start)
+        family = keras_models.FAMILIES[family_name()]
+        extra = {"synchronized_batch_norm": True} if family.has_batch_norm and replicas > 1 else {}
+        model = family.build(
+            image_size=cli.image_size(IMAGE_SIZE.value),
+            num_classes=classes,
+            drop_path=recipe.drop_path,
+            **arguments,
+            **extra,
+        )
         if start:
             from mobiatt_tf.interop import start_from
 
             print(f"{START_FROM.value}: {start_from(model, START_FROM.value)}")
     except ValueError as error:
         raise UserError(str(error)) from error
+    return model
+
+
+def build_dense_model(
+    classes: int, recipe: training.Recipe, replicas: int, arguments: dict[str, Any], start: bool
+) -> keras.Model:
+    """The detector or segmenter of the flags; --start_from gives its backbone the weights of a classifier.
+
+    Raises:
+        ValueError: an argument that is not allowed, or weights that do not fit.
+    """
+    size, trained = cli.image_size(IMAGE_SIZE.value), cli.image_size(TRAINING_SIZE.value)
+    model = keras_models.DENSE[TASK.value](
+        family_name(),
+        **({"image_size": size} if size else {}),
+        **({"training_size": trained} if trained else {}),
+        num_classes=classes,
+        drop_path=recipe.drop_path,
+        freeze_batch_norm=recipe.freeze_batch_norm,
+        synchronized_batch_norm=replicas > 1,
+        **arguments,
+    )
+    if start:
+        from mobiatt_tf.interop import start_from
+
+        family = keras_models.FAMILIES[family_name()]
+        classifier = family.build(image_size=trained, **arguments)  # any number of classes: heads are left behind
+        print(f"{START_FROM.value}: {start_from(classifier, START_FROM.value)}")
+        keras_models.start_from_classifier(classifier, model)
     return model
 
 
@@ -178,13 +245,14 @@ def check_flags(recipe: training.Recipe) -> None:
 
 def main(_: Sequence[str]) -> None:
     """Trains or evaluates as the flags say."""
-    cli.image_size(IMAGE_SIZE.value)  # complains before anything is loaded
+    for size in (IMAGE_SIZE, TRAINING_SIZE):
+        cli.image_size(size.value)  # complains before anything is loaded
     to_read = False
     try:
         overrides = {name: flag.value for name, flag in OVERRIDES.items() if flag.value is not None}
         recipe = training.make_recipe(RECIPE.value, **overrides)
         arguments = model_arguments(recipe)
-        identity = {"family": MODEL.value, **arguments}
+        identity = {"family": family_name(), **arguments}
         check_flags(recipe)
         if not EVALUATE_ONLY.value:
             if START_FROM.value:
@@ -198,7 +266,7 @@ def main(_: Sequence[str]) -> None:
         strategy = training.make_strategy(STRATEGY.value, TPU.value)
         dataset = load_dataset()
         if EVALUATE_ONLY.value:
-            evaluate(dataset, strategy, recipe.batch_size)
+            evaluate(dataset, strategy, recipe)
             return
         training.steps_per_epoch(dataset, recipe, strategy)
         cadence = training.Cadence(
@@ -209,9 +277,7 @@ def main(_: Sequence[str]) -> None:
 
     try:
         results = training.train(
-            lambda: build_model(
-                len(dataset.class_names), recipe.drop_path, strategy.num_replicas_in_sync, arguments, to_read
-            ),
+            lambda: build_model(len(dataset.class_names), recipe, strategy.num_replicas_in_sync, arguments, to_read),
             dataset,
             recipe,
             OUTPUT_DIR.value,
@@ -220,6 +286,7 @@ def main(_: Sequence[str]) -> None:
             cadence=cadence,
             jit_compile=JIT_COMPILE.value,
             build_teacher=(lambda: build_teacher(len(dataset.class_names))) if TEACHER.value else None,
+            task=tasks.make_task(TASK.value),
         )
     except training.TrainingInterrupted as interruption:
         print(interruption, file=sys.stderr)
@@ -227,7 +294,7 @@ def main(_: Sequence[str]) -> None:
     except ValueError as error:  # model, data and devices do not go together
         raise UserError(str(error)) from error
     if training.Workers(strategy).is_chief:
-        print(f"top-1 {results['top1']:.2%}, loss {results['loss']:.4f} on {results['images']} test images")
+        print(f"{format_scores(results)} on {results['images']} test images")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ happened, whatever the number of threads, devices or machines. Order and augment
 generator Philox 4x64 with the key (seed, epoch), whose raw stream NumPy keeps the same in all versions.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mobiatt_tf.data.dataset import Split
@@ -53,6 +55,31 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int, repeats: int
     positions = np.arange(batch_size)
     examples = order[: steps * different].reshape(steps, different)[:, positions % different]
     return examples, examples + positions // different * count
+
+
+def deal(
+    order: np.ndarray, first_step: int, parts: int, replica_count: int, replicas: Sequence[int]
+) -> np.ndarray:
+    """The share of each device in each step, as rows.
+
+    A step's images are dealt out part by part: the first 1 / parts of them to the replicas in turn, then the next. So
+    the images of a part, over all replicas, do not depend on how many there are.
+
+    Args:
+        order: int [steps, batch_size].
+        first_step: how many steps to skip.
+        parts: in how many parts a device computes its share.
+        replica_count: devices that share a step.
+        replicas: those of them whose shares are wanted.
+
+    Returns:
+        int [(steps - first_step) * len(replicas), batch_size / replica_count]: step by step, the replicas in their
+        order.
+    """
+    steps, batch_size = order.shape
+    share = batch_size // replica_count
+    dealt = order[first_step:].reshape(steps - first_step, parts, replica_count, share // parts)
+    return dealt[:, :, list(replicas)].transpose(0, 2, 1, 3).reshape(-1, share)
 
 
 def step_names(split: Split, batch_size: int, seed: int, epoch: int, step: int, repeats: int = 1) -> list[str]:

@@ -10,7 +10,7 @@ from mobiatt_tf.augment import CROPS, Augmentation, color_jitter, mix, rand_augm
 from mobiatt_tf.data.crops import cut_window, draw_shifts, read_window, resize, resize_and_crop_centre, shift_and_flip
 from mobiatt_tf.data.dataset import Dataset, Split
 from mobiatt_tf.data.decoding import decode_image
-from mobiatt_tf.data.order import AUGMENTATION, MIXING, epoch_order, random_numbers, steps_per_epoch
+from mobiatt_tf.data.order import AUGMENTATION, MIXING, deal, epoch_order, random_numbers, steps_per_epoch
 from mobiatt_tf.data.records import image_bytes
 
 # Of ImageNet's training set, RGB in 0 .. 1, as torchvision and timm have them.
@@ -92,12 +92,10 @@ def train_batches(
         raise ValueError(f"replicas must be from 0 to {replica_count - 1}, got {list(replicas)}.")
     share = batch_size // replica_count
 
-    def deal(order: np.ndarray) -> np.ndarray:
-        """[steps, batch_size] to the rows of the wanted elements, [elements, share]."""
-        dealt = order[first_step:].reshape(steps - first_step, parts, replica_count, share // parts)
-        return dealt[:, :, list(replicas)].transpose(0, 2, 1, 3).reshape(-1, share)
-
-    examples, draws = map(deal, epoch_order(len(split), batch_size, seed, epoch, augmentation.repeats))
+    examples, draws = (
+        deal(order, first_step, parts, replica_count, replicas)  # [elements, share]
+        for order in epoch_order(len(split), batch_size, seed, epoch, augmentation.repeats)
+    )
     numbers = random_numbers(seed, epoch, AUGMENTATION, len(split) * augmentation.repeats, 3)
     shifts = draw_shifts(numbers, image_size, flip=augmentation.crop == "flip_crop")
     seeds = numbers[:, :2].astype(np.int64)

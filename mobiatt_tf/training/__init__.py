@@ -10,6 +10,7 @@ from mobiatt_tf.training.interrupts import TrainingInterrupted
 from mobiatt_tf.training.loop import Cadence, train
 from mobiatt_tf.training.recipes import PRECISIONS, RECIPES, Recipe, make_recipe
 from mobiatt_tf.training.strategy import STRATEGIES, make_logical_cpu_devices, make_strategy
+from mobiatt_tf.training.task import Classification, Result, Task
 from mobiatt_tf.training.workers import Workers
 
 __all__ = [
@@ -17,9 +18,12 @@ __all__ = [
     "RECIPES",
     "STRATEGIES",
     "Cadence",
+    "Classification",
     "Evaluation",
     "Evaluator",
     "Recipe",
+    "Result",
+    "Task",
     "TrainingInterrupted",
     "Workers",
     "load_teacher",

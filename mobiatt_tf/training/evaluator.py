@@ -33,6 +33,14 @@ class Evaluation:
     top5: float | None
     confusion: np.ndarray
 
+    def to_line(self) -> dict[str, float | int | None]:
+        """The numbers of a log line."""
+        return {"images": self.count, "loss": self.loss, "top1": self.top1, "top5": self.top5}
+
+    def summary(self) -> str:
+        """Top-1 in a few words."""
+        return f"top-1 {self.top1:.2%}"
+
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Everything as JSON values; counts by class always, the confusion matrix for up to 100 classes."""
         per_class = {

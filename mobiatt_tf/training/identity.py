@@ -13,11 +13,15 @@ from absl import logging
 
 from mobiatt_tf import data, files
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.training.evaluator import class_count
 from mobiatt_tf.training.recipes import Recipe
 
 
-def steps_per_epoch(dataset: data.Dataset, recipe: Recipe, strategy: tf.distribute.Strategy) -> int:
+def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Steps of a whole run: `max_steps` where the recipe has it, else those of its epochs."""
+    return recipe.max_steps or recipe.epochs * steps_per_epoch
+
+
+def steps_per_epoch(dataset: Any, recipe: Recipe, strategy: tf.distribute.Strategy) -> int:
     """Steps of one epoch; the images that do not fill a last batch are left out (others in each epoch).
 
     Raises:
@@ -41,15 +45,11 @@ def steps_per_epoch(dataset: data.Dataset, recipe: Recipe, strategy: tf.distribu
     return data.steps_per_epoch(dataset.train, recipe.batch_size)
 
 
-def check(model: keras.Model, dataset: data.Dataset, strategy: tf.distribute.Strategy, jit_compile: bool) -> None:
-    """Raises ValueError where model, data and devices do not fit together."""
+def check(model: keras.Model, strategy: tf.distribute.Strategy, jit_compile: bool) -> None:
+    """Raises ValueError where model and devices do not fit together."""
     if len(model.input_shape) != 4 or None in model.input_shape[1:] or model.input_shape[3] != 3:
         raise ValueError(
             f"The model takes {model.input_shape}; it must take (None, height, width, 3) with fixed numbers."
-        )
-    if class_count(model) != len(dataset.class_names):
-        raise ValueError(
-            f"The model has {class_count(model)} classes, the dataset {dataset.name} has {len(dataset.class_names)}."
         )
     depthwise = any(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in model._flatten_layers())
     if jit_compile and depthwise and model.dtype_policy.compute_dtype == "bfloat16" and not _has_accelerator():
@@ -75,9 +75,13 @@ def _has_accelerator() -> bool:
     return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
 
 
-def identify(model: keras.Model, dataset: data.Dataset, recipe: Recipe, model_config: dict[str, Any]) -> dict[str, Any]:
+def identify(
+    model: keras.Model, dataset: Any, recipe: Recipe, model_config: dict[str, Any], task: str = "classification"
+) -> dict[str, Any]:
     """What must be equal for two processes to be parts of one run."""
+    of_task = {} if task == "classification" else {"task": task}  # absent in runs from before there were others
     return {
+        **of_task,
         "recipe": dataclasses.asdict(recipe),
         "dataset": {
             "name": dataset.name,
@@ -90,11 +94,17 @@ def identify(model: keras.Model, dataset: data.Dataset, recipe: Recipe, model_co
     }
 
 
-def fingerprint(dataset: data.Dataset) -> str:
-    """16 hexadecimal digits of SHA-256 over labels and pixels, or over labels and class, name and size of each file."""
+def fingerprint(dataset: Any) -> str:
+    """16 hexadecimal digits of SHA-256 over labels and pixels, or over labels and class, name and size of each file.
+
+    Splits of boxes or masks have a fingerprint of their own.
+    """
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.test):
-        add_split(digest, split, dataset.class_names)
+        if isinstance(split, data.Split):
+            add_split(digest, split, dataset.class_names)
+        else:
+            digest.update(split.fingerprint())
     return digest.hexdigest()[:16]
 
 

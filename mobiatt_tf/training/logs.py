@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ class RunLog:
     """Appends JSON lines and mirrors them as TensorBoard events. A context manager.
 
     Lines have "kind" "train" (step, epoch, loss: mean over the steps since the last line, learning_rate: of the last
-    step, images_per_second) or "evaluation" (step, epoch, images, loss, top1, top5).
+    step, images_per_second) or "evaluation" (step, epoch, images and what the task measures, such as loss, top1, top5).
 
     Args:
         directory: of the run. What follows the first `keep_bytes` of its log.jsonl belongs to steps that a kill has
@@ -144,8 +145,14 @@ class ProgressBar:
         self._bar.close()
 
 
-def plot_curves(lines: list[dict[str, Any]], target: Path) -> None:
-    """Draws loss, learning rate and test accuracy over the epochs to a PNG file."""
+def plot_curves(lines: list[dict[str, Any]], target: Path, measures: Mapping[str, str]) -> None:
+    """Draws loss, learning rate and test results over the epochs to a PNG file.
+
+    Args:
+        lines: of log.jsonl.
+        target: the file.
+        measures: label and key of each test result, shares in [0, 1]; see `Task.curves`.
+    """
     from matplotlib.figure import Figure  # here, because matplotlib takes a second to load
 
     training = [line for line in lines if line["kind"] == "train"]
@@ -156,12 +163,12 @@ def plot_curves(lines: list[dict[str, Any]], target: Path) -> None:
         {
             "loss (nats)": [("training", training, "loss", 1), ("test", tests, "loss", 1)],
             "learning rate": [("", training, "learning_rate", 1)],
-            "test accuracy (%)": [("top-1", tests, "top1", 100), ("top-5", tests, "top5", 100)],
+            "test (%)": [(label, tests, key, 100) for label, key in measures.items()],
         }.items(),
         strict=True,
     ):
         for label, points, key, scale in curves:
-            points = [point for point in points if point[key] is not None]
+            points = [point for point in points if point.get(key) is not None]
             if points:
                 marker = "." if points[0]["kind"] == "evaluation" else ""
                 values = [point[key] * scale for point in points]

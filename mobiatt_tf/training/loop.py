@@ -19,14 +19,14 @@ from mobiatt_tf.models import dtype_policy
 from mobiatt_tf.training.checkpoints import Checkpoints, Progress, check_same_run, locked
 from mobiatt_tf.training.distillation import Teacher
 from mobiatt_tf.training.ema import WeightAverage
-from mobiatt_tf.training.evaluator import Evaluation, Evaluator
-from mobiatt_tf.training.identity import check, finished_results, identify, steps_per_epoch
+from mobiatt_tf.training.identity import check, finished_results, identify, steps_per_epoch, total_steps
 from mobiatt_tf.training.interrupts import StopSignals, TrainingInterrupted
 from mobiatt_tf.training.logs import ProgressBar, RunLog, machine, plot_curves, read_log
 from mobiatt_tf.training.optimizer import make_optimizer, make_schedule
 from mobiatt_tf.training.recipes import Recipe
 from mobiatt_tf.training.step import make_run_steps
 from mobiatt_tf.training.strategy import distribute
+from mobiatt_tf.training.task import Classification, Result, Task
 from mobiatt_tf.training.workers import Workers
 
 _CHUNK_SECONDS = 0.5  # between two looks at the clock and at the signals
@@ -69,7 +69,7 @@ class Cadence:
 
 def train(
     build_model: Callable[[], keras.Model],
-    dataset: data.Dataset,
+    dataset: Any,
     recipe: Recipe,
     output_dir: str | Path,
     strategy: tf.distribute.Strategy,
@@ -79,8 +79,9 @@ def train(
     jit_compile: bool = False,
     show_progress: bool = True,
     build_teacher: Callable[[], Teacher] | None = None,
+    task: Task | None = None,
 ) -> dict[str, Any]:
-    """Trains a classifier, or goes on with the run that `output_dir` holds, and returns what results.json says.
+    """Trains a model, or goes on with the run that `output_dir` holds, and returns what results.json says.
 
     The run is a function of the recipe, the dataset and the model: data order, augmentation, dropout and stochastic
     depth are derived from (seed, step), so a run that was stopped or killed goes on to the same losses. Sets Keras' and
@@ -96,9 +97,9 @@ def train(
     same but for the speed, which is the chief's to know.
 
     Args:
-        build_model: makes a built model of images float32 [B, H, W, 3] to logits [B, classes]; called once, under the
-            strategy's scope and the recipe's precision.
-        dataset: training and test split.
+        build_model: makes a built model of images float32 [B, H, W, 3] to what the task wants (classification: logits
+            [B, classes]); called once, under the strategy's scope and the recipe's precision.
+        dataset: training and test split, of the kind that the task takes.
         recipe: the numbers.
         output_dir: of this run alone.
         strategy: from `make_strategy`.
@@ -107,6 +108,7 @@ def train(
         jit_compile: compile the forward and backward pass with XLA.
         show_progress: progress on standard error.
         build_teacher: makes the teacher of a recipe with distillation; called once, under the strategy's scope.
+        task: from `mobiatt_tf.tasks.make_task`; None: classification.
 
     Raises:
         ValueError: the arguments do not fit together (batch and devices, classes, image size, teacher).
@@ -115,6 +117,7 @@ def train(
         TrainingInterrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
     """
     output_dir = files.user_path(output_dir)
+    task = task or Classification()
     steps_per_epoch(dataset, recipe, strategy)  # complains before anything is written
     workers = Workers(strategy)
     with (
@@ -126,20 +129,22 @@ def train(
         keras.utils.set_random_seed(recipe.seed)
         with dtype_policy(recipe.precision):
             model = build_model()
-        check(model, dataset, strategy, jit_compile)
+        check(model, strategy, jit_compile)
+        task.check(model, dataset, recipe)
         teacher = build_teacher() if build_teacher else None
-        identity = identify(model, dataset, recipe, model_config or {})
+        identity = identify(model, dataset, recipe, model_config or {}, task.name)
         workers.require_same(identity)
         if workers.is_chief:
             check_same_run(output_dir, identity)
             _note_skipped(output_dir, dataset)
         run = _Run(
-            model, dataset, recipe, output_dir, strategy, workers, cadence or Cadence(), signals, jit_compile, teacher
-        )
+            model, dataset, recipe, output_dir, strategy, workers, cadence or Cadence(), signals, jit_compile, teacher,
+            task,
+        )  # fmt: skip
         return run.finish(identity, show_progress)
 
 
-def _note_skipped(output_dir: Path, dataset: data.Dataset) -> None:
+def _note_skipped(output_dir: Path, dataset: Any) -> None:
     if dataset.skipped:
         text = "".join(f"{line}\n" for line in dataset.skipped)
         files.write_bytes(output_dir / _SKIPPED, text.encode(errors="surrogateescape"))
@@ -153,7 +158,7 @@ class _Run:
     def __init__(
         self,
         model: keras.Model,
-        dataset: data.Dataset,
+        dataset: Any,
         recipe: Recipe,
         output_dir: Path,
         strategy: tf.distribute.Strategy,
@@ -162,16 +167,19 @@ class _Run:
         signals: StopSignals,
         jit_compile: bool,
         teacher: Teacher | None,
+        task: Task,
     ) -> None:
         self.model, self.dataset, self.recipe, self.strategy = model, dataset, recipe, strategy
         self.output_dir, self.workers, self.cadence, self.signals = output_dir, workers, cadence, signals
+        self.task = task
         self.steps_per_epoch = steps_per_epoch(dataset, recipe, strategy)
-        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.total_steps = total_steps(recipe, self.steps_per_epoch)
         self.schedule = make_schedule(recipe, self.steps_per_epoch)
         optimizer = make_optimizer(recipe, self.steps_per_epoch, model)
         self.average = WeightAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
-        self.run_steps = make_run_steps(model, optimizer, self.average, recipe, strategy, jit_compile, teacher)
-        self.evaluator = Evaluator(model, strategy, recipe.batch_size)
+        losses = task.losses(model, recipe, teacher)
+        self.run_steps = make_run_steps(model, optimizer, self.average, recipe, strategy, jit_compile, teacher, losses)
+        self.evaluator = task.evaluator(model, dataset, strategy, recipe)
 
         self.checkpoints = Checkpoints(output_dir / "checkpoints", model, optimizer, self.average)
         progress = self._restore()
@@ -217,7 +225,8 @@ class _Run:
             if self.step:
                 self.bar.say(f"Going on after step {self.step} of {self.total_steps}.")
             # The checkpoint at the end of an epoch is written before the evaluation: on resume that comes first.
-            if self.step and self.step % self.steps_per_epoch == 0 and self._evaluation_due():
+            ends = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+            if self.step and ends and self._evaluation_due():
                 results = self._evaluate(identity)
             while self.step < self.total_steps:
                 self._train_epoch()
@@ -231,21 +240,17 @@ class _Run:
         epoch, first_step = divmod(self.step, self.steps_per_epoch)
         iterator = distribute(
             self.strategy,
-            lambda replica_count, replicas: data.train_batches(
-                self.dataset.train,
+            lambda replica_count, replicas: self.task.batches(
+                self.dataset,
+                self.recipe,
                 image_size=_image_size(self.model),
-                batch_size=self.recipe.batch_size,
-                seed=self.recipe.seed,
                 epoch=epoch,
                 first_step=first_step,
-                augmentation=self.recipe.image_augmentation(),
-                classes=len(self.dataset.class_names),
                 replica_count=replica_count,
                 replicas=replicas,
-                parts=self.recipe.accumulation,
             ),
         )
-        end = (epoch + 1) * self.steps_per_epoch
+        end = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
         while self.step < end:
             self._train_chunk(iterator, end)
             self._agree()
@@ -280,7 +285,7 @@ class _Run:
         self.bar.advance(count, losses[-1])
 
     @contextlib.contextmanager
-    def _damage_named(self, split: data.Split, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
+    def _damage_named(self, split: Any, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
         """Names the image that could be read when the run began and cannot be read now."""
         try:
             yield
@@ -382,18 +387,19 @@ class _Run:
             self._write_results(self.log, evaluation, results)
         return results
 
-    def _write_results(self, log: RunLog, evaluation: Evaluation, results: dict[str, Any]) -> None:
-        log.write(_evaluation_line(evaluation, self.step, self.step // self.steps_per_epoch))
-        self.bar.note(f"top-1 {evaluation.top1:.2%} after epoch {self.step // self.steps_per_epoch}")
+    def _write_results(self, log: RunLog, evaluation: Result, results: dict[str, Any]) -> None:
+        epoch = self.step // self.steps_per_epoch
+        log.write({"kind": "evaluation", "step": self.step, "epoch": epoch, **evaluation.to_line()})
+        self.bar.note(f"{evaluation.summary()} after epoch {epoch}")
         lines = read_log(self.output_dir / "log.jsonl")
         if self.step == self.total_steps or time.monotonic() - self.plotted_at > _PLOT_SECONDS:
-            plot_curves(lines, self.output_dir / "curves.png")
+            plot_curves(lines, self.output_dir / "curves.png", self.task.curves)
             self.plotted_at = time.monotonic()
         speeds = [line["images_per_second"] for line in lines if line.get("images_per_second")]
         results["train_images_per_second"] = statistics.median(speeds) if speeds else None
         files.write_json(self.output_dir / "results.json", results)
 
-    def _results(self, evaluation: Evaluation, identity: dict[str, Any]) -> dict[str, Any]:
+    def _results(self, evaluation: Result, identity: dict[str, Any]) -> dict[str, Any]:
         return {
             "step": self.step,
             "epochs": self.step // self.steps_per_epoch,
@@ -406,18 +412,6 @@ class _Run:
             "skipped_files_list": _SKIPPED if self.dataset.skipped else None,
             **identity,
         }
-
-
-def _evaluation_line(evaluation: Evaluation, step: int, epoch: int) -> dict[str, Any]:
-    return {
-        "kind": "evaluation",
-        "step": step,
-        "epoch": epoch,
-        "images": evaluation.count,
-        "loss": evaluation.loss,
-        "top1": evaluation.top1,
-        "top5": evaluation.top5,
-    }
 
 
 def _image_size(model: keras.Model) -> tuple[int, int]:

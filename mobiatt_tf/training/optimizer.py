@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from mobiatt_tf.training.identity import total_steps
 from mobiatt_tf.training.layer_decay import layer_scales
 from mobiatt_tf.training.recipes import Recipe
 
@@ -34,16 +35,60 @@ def is_decayed(path: str, rank: int) -> bool:
 
 
 def make_schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Linear warm-up from `warmup_learning_rate`, then a cosine to `minimum_learning_rate` at the last step."""
-    total_steps = recipe.epochs * steps_per_epoch
-    warmup_steps = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
+    """Linear warm-up from `warmup_learning_rate`, then the recipe's schedule.
+
+    The cosine begins when the warm-up ends and has its minimum at the last step. Steps and the polynomial count from
+    the first step of the run, and the warm-up rises towards them, as in mmcv (runner/hooks/lr_updater.py).
+    """
+    steps = total_steps(recipe, steps_per_epoch)
+    warmup_steps = min(recipe.warmup_steps or round(recipe.warmup_epochs * steps_per_epoch), steps - 1)
+    if recipe.schedule == "steps":
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in recipe.decay_epoch_numbers()]  # the last before the drop
+        values = [recipe.learning_rate * 0.1**index for index in range(len(boundaries) + 1)]
+        main = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+        return WarmedUp(main, recipe.warmup_learning_rate, warmup_steps)
+    if recipe.schedule == "polynomial":
+        main = keras.optimizers.schedules.PolynomialDecay(
+            recipe.learning_rate, steps, recipe.minimum_learning_rate, recipe.power
+        )
+        return WarmedUp(main, recipe.warmup_learning_rate, warmup_steps)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=recipe.warmup_learning_rate if warmup_steps else recipe.learning_rate,
-        decay_steps=max(total_steps - 1 - warmup_steps, 1),
+        decay_steps=max(steps - 1 - warmup_steps, 1),
         alpha=recipe.minimum_learning_rate / recipe.learning_rate,
         warmup_target=recipe.learning_rate if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
+
+
+@keras.saving.register_keras_serializable(package="mobiatt_tf")
+class WarmedUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule with linear warm-up in front: first + (schedule(step) - first) * step / steps for the first steps.
+
+    Args:
+        schedule: what it rises to and then follows; counts from the first step too.
+        first: value at step 0.
+        steps: of the warm-up; 0: none.
+    """
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, first: float, steps: int) -> None:
+        super().__init__()
+        self.schedule, self.first, self.steps = schedule, first, steps
+
+    def __call__(self, step: Any) -> Any:
+        value = self.schedule(step)
+        if not self.steps:
+            return value
+        share = keras.ops.cast(step, "float32") / self.steps
+        return keras.ops.where(share < 1.0, self.first + (value - self.first) * share, value)
+
+    def get_config(self) -> dict[str, Any]:
+        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        return {"schedule": schedule, "first": self.first, "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "WarmedUp":
+        return cls(**{**config, "schedule": keras.optimizers.schedules.deserialize(config["schedule"])})
 
 
 class AdamW(keras.optimizers.AdamW):

@@ -7,6 +7,7 @@ from mobiatt_tf.augment import Augmentation
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 DISTILLATIONS = ("none", "hard")
+SCHEDULES = ("cosine", "steps", "polynomial")
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,16 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training split.
+        max_steps: steps of the whole run in place of `epochs`; 0: those count.
         batch_size: images per step over all devices together.
         learning_rate: peak of the schedule, reached at the end of the warm-up.
         warmup_epochs: epochs (may be a fraction) of linear warm-up; 0 starts at the peak.
         warmup_learning_rate: value at step 0 of the warm-up.
-        minimum_learning_rate: value at the end of the cosine.
+        warmup_steps: steps of warm-up in place of `warmup_epochs`; 0: those count.
+        schedule: "cosine"; "steps": a tenth from each of `decay_epochs` on; "polynomial": (1 - t / steps) ** power.
+        decay_epochs: of "steps", such as "8,11".
+        power: of "polynomial".
+        minimum_learning_rate: value at the end of the cosine or polynomial.
         weight_decay: AdamW's decoupled decay, times the learning rate; `optimizer.is_decayed` says what is spared.
         layer_decay: factor in (0, 1] on the learning rate from each block to the one before it; 1: the same for all.
         label_smoothing: probability mass in [0, 1) taken from the label and spread evenly over all classes.
@@ -39,6 +45,11 @@ class Recipe:
         repeats: how often an image appears in its epoch (repeated augmentation), out of 1 / repeats of the images.
         distillation: "none", or "hard": the distillation head learns what a teacher says.
         distillation_share: part of the loss that the teacher has, in [0, 1].
+        scale_low: detection, segmentation: least factor by which training images are resized at random.
+        scale_high: the largest; 1 and 1 leave them at the size of the model's input.
+        flip: detection, segmentation: probability of a flip left to right (of classification it is in the crop).
+        photometric: detection, segmentation: distort brightness, contrast, saturation and hue at random.
+        freeze_batch_norm: batch norm keeps its statistics, scale and offset. It belongs to the model, as drop_path.
         precision: "float32", or "mixed_bfloat16" (bfloat16 arithmetic, float32 weights, loss and softmax).
         seed: of the initial weights, the order of the data, the augmentation, dropout and stochastic depth.
     """
@@ -66,6 +77,16 @@ class Recipe:
     cutmix: float = 0.0
     cutmix_share: float = 0.5
     repeats: int = 1
+    max_steps: int = 0
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    decay_epochs: str = ""
+    power: float = 0.9
+    scale_low: float = 1.0
+    scale_high: float = 1.0
+    flip: float = 0.0
+    photometric: bool = False
+    freeze_batch_norm: bool = False
     distillation: str = "none"
     distillation_share: float = 0.5
     precision: str = "float32"
@@ -83,6 +104,10 @@ class Recipe:
             ("adaptive_clip", 0, None),
             ("accumulation", 1, self.batch_size),
             ("distillation_share", 0, 1),
+            ("max_steps", 0, None),
+            ("warmup_steps", 0, None),
+            ("flip", 0, 1),
+            ("scale_high", self.scale_low, None),
             ("seed", 0, 2**31 - 1),
         ):
             value = getattr(self, name)
@@ -96,10 +121,30 @@ class Recipe:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
-        for name, allowed in (("precision", PRECISIONS), ("distillation", DISTILLATIONS)):
+        for name in ("power", "scale_low"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
+        epochs = self.decay_epoch_numbers()
+        if (self.schedule == "steps") != bool(epochs) or list(epochs) != sorted(set(epochs)):
+            raise ValueError(
+                f'decay_epochs is {self.decay_epochs!r} with schedule "{self.schedule}"; "steps" needs rising numbers, '
+                'as in "8,11", the others none.'
+            )
+        for name, allowed in (("precision", PRECISIONS), ("distillation", DISTILLATIONS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
         self.image_augmentation()  # complains of its own fields
+
+    def decay_epoch_numbers(self) -> tuple[int, ...]:
+        """`decay_epochs` as numbers.
+
+        Raises:
+            ValueError: it is no list of numbers.
+        """
+        texts = self.decay_epochs.split(",") if self.decay_epochs else []
+        if not all(text.strip().isdecimal() and int(text) > 0 for text in texts):
+            raise ValueError(f'decay_epochs is {self.decay_epochs!r}; it must be numbers as in "8,11".')
+        return tuple(int(text) for text in texts)
 
     def image_augmentation(self) -> Augmentation:
         """What happens to the training images."""
@@ -185,6 +230,41 @@ RECIPES: dict[str, Recipe] = {
         label_smoothing=0.05,
         ema_decay=0.99,
         augmentation="none",
+    ),
+    # COCO detection with the learning rate of the Mobile-Attention paper and the hosts' other numbers (mmdet 1x: 16
+    # images, 12 epochs, a tenth after epochs 8 and 11, 500 steps of warm-up from a thousandth). PVTv2's own RetinaNet
+    # takes learning_rate 1e-4; EfficientFormerV2 has weight_decay .05 and freeze_batch_norm.
+    "coco": Recipe(
+        epochs=12,
+        batch_size=16,
+        learning_rate=2e-4,
+        warmup_steps=500,
+        warmup_learning_rate=2e-7,
+        schedule="steps",
+        decay_epochs="8,11",
+        minimum_learning_rate=0.0,
+        weight_decay=1e-4,
+        label_smoothing=0.0,
+        drop_path=0.1,
+        flip=0.5,
+    ),
+    # ADE20K segmentation (mmseg's Semantic FPN of PVTv2: 40,000 steps of 32 crops, polynomial decay to 0).
+    # EfficientFormerV2 ends at minimum_learning_rate 1e-6.
+    "ade20k": Recipe(
+        epochs=64,
+        max_steps=40_000,
+        batch_size=32,
+        learning_rate=2e-4,
+        warmup_epochs=0.0,
+        schedule="polynomial",
+        minimum_learning_rate=0.0,
+        weight_decay=1e-4,
+        label_smoothing=0.0,
+        drop_path=0.1,
+        scale_low=0.5,
+        scale_high=2.0,
+        flip=0.5,
+        photometric=True,
     ),
 }
 

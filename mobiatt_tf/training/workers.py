@@ -60,6 +60,16 @@ class Workers:
         local = self._strategy.num_replicas_in_sync // self.count  # each device of this process adds the table once
         return np.rint(self._total(tf.constant(table / local)).numpy()).astype(np.int64)  # sixths do not add up exactly
 
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The elementwise sum of an array over the processes, float64 of any shape; the same in each.
+
+        All must call it together, with arrays of one shape.
+        """
+        if self.count == 1:
+            return np.asarray(values, np.float64)
+        local = self._strategy.num_replicas_in_sync // self.count  # each device of this process adds the array once
+        return np.asarray(self._total(tf.constant(np.asarray(values, np.float64) / local)).numpy())
+
     def from_chief(self, value: int) -> int:
         """The chief's value, in every process."""
         return int(self.gather([value])[0, 0])
