@@ -34,16 +34,19 @@ class Formulation:
         group_width: most channels of the heads that share a matrix product; see `heads_in_group`.
         chunk_tokens: about how many tokens are computed at a time, where the sequence is cut at all.
         chunk_from: tokens times channels from which a sequence is cut.
+        most_chunks: chunks of a sequence at most. Each adds some 30 operators to the file; at 2048 x 2048 pixels PVTv2's
+            first stage has 262,144 tokens, and with 512 chunks a block TensorFlow's converter takes hours.
         joint_projection: query, key and value in one matrix product.
     """
 
     group_width: int = 16
     chunk_tokens: int = 512
     chunk_from: int = 1024 * 192
+    most_chunks: int = 32
     joint_projection: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("group_width", "chunk_tokens", "chunk_from"):
+        for name in ("group_width", "chunk_tokens", "chunk_from", "most_chunks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but {name}={getattr(self, name)} was given.")
 
@@ -53,7 +56,8 @@ class Formulation:
         >>> Formulation(chunk_tokens=4, chunk_from=1).chunks(10, 8)
         [(0, 4), (4, 7), (7, 10)]
         """
-        count = -(-tokens // self.chunk_tokens) if tokens * width >= self.chunk_from else 1
+        wanted = min(-(-tokens // self.chunk_tokens), self.most_chunks)
+        count = wanted if tokens * width >= self.chunk_from else 1
         sizes = [len(part) for part in np.array_split(np.arange(tokens), count)]
         stops = np.cumsum(sizes)
         return [(int(stop - size), int(stop)) for size, stop in zip(sizes, stops, strict=True)]

@@ -91,14 +91,20 @@ def test_any_shape_and_any_cut_give_the_same(
     assert relative(to_numpy(layer.attend(*maps)), expected) < 2e-5
 
 
-@given(tokens=st.integers(1, 20_000), chunk_tokens=st.integers(1, 5_000), width=st.integers(1, 64))
-def test_chunks_cover_every_token_once_and_are_nearly_equal(tokens: int, chunk_tokens: int, width: int) -> None:
-    chunks = Formulation(chunk_tokens=chunk_tokens, chunk_from=100_000).chunks(tokens, width)
+@given(
+    tokens=st.integers(1, 20_000), chunk_tokens=st.integers(1, 5_000), width=st.integers(1, 64), most=st.integers(1, 64)
+)
+def test_chunks_cover_every_token_once_and_are_nearly_equal(
+    tokens: int, chunk_tokens: int, width: int, most: int
+) -> None:
+    chunks = Formulation(chunk_tokens=chunk_tokens, chunk_from=100_000, most_chunks=most).chunks(tokens, width)
     assert [start for start, _ in chunks] == [0, *(stop for _, stop in chunks[:-1])]
     assert chunks[-1][1] == tokens
     sizes = [stop - start for start, stop in chunks]
     assert max(sizes) - min(sizes) <= 1
-    assert len(chunks) == 1 if tokens * width < 100_000 else max(sizes) <= chunk_tokens
+    wanted = 1 if tokens * width < 100_000 else min(math.ceil(tokens / chunk_tokens), most)
+    assert len(chunks) == wanted
+    assert wanted in (1, most) or max(sizes) <= chunk_tokens
 
 
 @given(num_heads=st.integers(1, 96), head_dim=st.integers(1, 64), group_width=st.integers(1, 256))
@@ -108,7 +114,7 @@ def test_groups_hold_whole_heads(num_heads: int, head_dim: int, group_width: int
     assert heads == 1 or heads * head_dim <= group_width
 
 
-@pytest.mark.parametrize("name", ["group_width", "chunk_tokens", "chunk_from"])
+@pytest.mark.parametrize("name", ["group_width", "chunk_tokens", "chunk_from", "most_chunks"])
 def test_wrong_choices_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but {name}=0"):
         Formulation(**{name: 0})
