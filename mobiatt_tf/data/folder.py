@@ -1,19 +1,15 @@
 """Directories of images, one folder a class: what is in them, which files can be read, how they are split."""
 
-import hashlib
 import io
-import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from absl import logging
 
+from mobiatt_tf.data.checked import check_files, is_utf8, printable
 from mobiatt_tf.data.dataset import Dataset, Split, held_out_by_name, split_of_files, warn_of_skipped
 from mobiatt_tf.data.decoding import image_format, image_problem
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.files import write_bytes
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 _OTHER_IMAGE_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff"})
@@ -21,13 +17,7 @@ _SILENT_NAMES = frozenset({"thumbs.db", "desktop.ini"})  # put there by Windows;
 _TEST_FOLDERS = ("val", "validation", "test")
 _EXIF_ORIENTATION = 0x0112
 _NAMES_SHOWN = 10
-_BLOCK = 4096  # files
 _RULES = 2  # one more whenever `_examine` decides otherwise than before: verdicts of older rules are found out again
-_PROGRESS_FROM = 1000  # files; fewer are checked in about a second
-
-# What the check found out about one file: size and time of the last change, what is wrong ("" for nothing), and whether
-# the EXIF data ask for a rotation.
-_Verdict = tuple[int, int, str, bool]
 
 
 def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Dataset:
@@ -61,8 +51,8 @@ def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Datase
             cannot be told which layout it is.
     """
     root = root.absolute()
-    if not _is_utf8(str(root)):
-        raise UserError(f"The path {_printable(str(root))} is not UTF-8. Rename its folders.")
+    if not is_utf8(str(root)):
+        raise UserError(f"The path {printable(str(root))} is not UTF-8. Rename its folders.")
     train_root, test_root = _find_splits(root)
     train_files, left_out = _list_images(train_root)
     test_files: dict[str, list[str]] = {}
@@ -72,12 +62,20 @@ def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Datase
         _require_same_classes(train_root, set(train_files), test_root, set(test_files))
 
     every_file = [path for files in (*train_files.values(), *test_files.values()) for path in files]
-    verdicts = _check(root, every_file, cache_path)
-    unreadable = _with_reasons(root, {path: verdicts[path][2] for path in every_file if verdicts[path][2]})
+    verdicts = check_files(
+        root,
+        every_file,
+        cache_path / "checked_folders",
+        examine=_examine,
+        kinds=(str, bool),
+        rules=_RULES,
+        title=f"checking images of {root.name}",
+    )
+    unreadable = _with_reasons(root, {path: verdicts[path][0] for path in every_file if verdicts[path][0]})
     no_images = _with_reasons(root, left_out)
     warn_of_skipped(unreadable, f"images of {root} cannot be read and are skipped")
     warn_of_skipped(no_images, f"files of {root} are not images of a class and are skipped")
-    _warn_of_rotation(root, sum(verdicts[path][3] for path in every_file))
+    _warn_of_rotation(root, sum(verdicts[path][1] for path in every_file))
 
     class_names = tuple(sorted(train_files))
     train = _readable(train_root, class_names, train_files, verdicts)
@@ -156,84 +154,12 @@ def _require_same_classes(train_root: Path, train: set[str], test_root: Path, te
 
 def _some(names: list[str]) -> str:
     """The first few names, and that there are more."""
-    return ", ".join(map(_printable, names[:_NAMES_SHOWN])) + (" ..." if len(names) > _NAMES_SHOWN else "")
-
-
-def _is_utf8(path: str) -> bool:
-    """Whether TensorFlow can be given a path. Python marks bytes that are not UTF-8 by code points without a coding."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _printable(path: str) -> str:
-    """The path, with bytes that are not UTF-8 as \\xff, so that it can be written anywhere."""
-    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-def _check(root: Path, paths: list[str], cache_path: Path) -> dict[str, _Verdict]:
-    """Decodes every file that is new or has changed since the last time; keeps what it found, even if interrupted."""
-    store = cache_path / "checked_folders" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.json"
-    known = _read_verdicts(store)
-    verdicts: dict[str, _Verdict] = {}
-    unknown: list[str] = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError as error:  # a dangling link
-            verdicts[path] = (0, 0, error.strerror or str(error), False)
-            continue
-        verdict = known.get(path)
-        if verdict is not None and verdict[:2] == (status.st_size, status.st_mtime_ns):
-            verdicts[path] = verdict
-        else:
-            verdicts[path] = (status.st_size, status.st_mtime_ns, "", False)
-            unknown.append(path)
-    if not unknown:
-        return verdicts
-
-    done = {path: verdict for path, verdict in verdicts.items() if path in known}
-    try:
-        for path, (problem, rotated) in _examine_all(unknown, f"checking images of {root.name}"):
-            verdicts[path] = done[path] = (*verdicts[path][:2], problem, rotated)
-    finally:
-        try:
-            write_bytes(store, json.dumps({"rules": _RULES, "root": str(root), "files": done}).encode())
-        except (UserError, OSError) as error:
-            logging.warning("What the check of %s found is not kept: %s", root, error)
-    return verdicts
-
-
-def _read_verdicts(store: Path) -> dict[str, _Verdict]:
-    """An unreadable store is no reason to stop: the files are checked again."""
-    try:
-        content = json.loads(store.read_text())
-        files = content["files"] if content["rules"] == _RULES else {}
-        return {path: (int(size), int(time), str(why), bool(turn)) for path, (size, time, why, turn) in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _examine_all(paths: list[str], title: str) -> Iterator[tuple[str, tuple[str, bool]]]:
-    from tqdm import tqdm
-
-    # TensorFlow decodes without holding Python's lock, so threads use all cores.
-    with (
-        ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool,
-        tqdm(desc=title, total=len(paths), unit=" images", disable=len(paths) < _PROGRESS_FROM) as progress,
-    ):
-        for start in range(0, len(paths), _BLOCK):  # a pool holds on to all it is given at once
-            block = paths[start : start + _BLOCK]
-            for path, result in zip(block, pool.map(_examine, block), strict=True):
-                yield path, result
-                progress.update()
+    return ", ".join(map(printable, names[:_NAMES_SHOWN])) + (" ..." if len(names) > _NAMES_SHOWN else "")
 
 
 def _examine(path: str) -> tuple[str, bool]:
     """What keeps a file from being used ("" for nothing), and whether its EXIF data ask for a rotation."""
-    if not _is_utf8(path):
+    if not is_utf8(path):
         return "its name is not UTF-8; rename it", False
     if Path(path).suffix.lower() in _OTHER_IMAGE_SUFFIXES:
         return "a format that TensorFlow does not decode; convert it to PNG or JPEG", False
@@ -257,7 +183,7 @@ def _asks_for_rotation(jpeg: bytes) -> bool:
 
 
 def _with_reasons(root: Path, reasons: dict[str, str]) -> tuple[str, ...]:
-    return tuple(f"{_printable(os.path.relpath(path, root))}: {reason}" for path, reason in reasons.items())
+    return tuple(f"{printable(os.path.relpath(path, root))}: {reason}" for path, reason in reasons.items())
 
 
 def _warn_of_rotation(root: Path, rotated: int) -> None:
@@ -271,16 +197,16 @@ def _warn_of_rotation(root: Path, rotated: int) -> None:
 
 
 def _readable(
-    root: Path, class_names: tuple[str, ...], files: dict[str, list[str]], verdicts: dict[str, _Verdict]
+    root: Path, class_names: tuple[str, ...], files: dict[str, list[str]], verdicts: dict[str, tuple[str, bool]]
 ) -> list[list[str]]:
     """For every class the paths of the images that can be decoded."""
-    readable = [[path for path in files[name] if not verdicts[path][2]] for name in class_names]
+    readable = [[path for path in files[name] if not verdicts[path][0]] for name in class_names]
     for name, paths in zip(class_names, readable, strict=True):
         if not paths:
             example = files[name][0]
-            reason = f"{_printable(os.path.relpath(example, root))}: {verdicts[example][2]}"
+            reason = f"{printable(os.path.relpath(example, root))}: {verdicts[example][0]}"
             raise UserError(
-                f"None of the {len(files[name])} images of class {_printable(name)} in {root} can be read ({reason}). "
+                f"None of the {len(files[name])} images of class {printable(name)} in {root} can be read ({reason}). "
                 f"Replace them, or remove the class folder."
             )
     return readable

@@ -57,9 +57,7 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int, repeats: int
     return examples, examples + positions // different * count
 
 
-def deal(
-    order: np.ndarray, first_step: int, parts: int, replica_count: int, replicas: Sequence[int]
-) -> np.ndarray:
+def deal(order: np.ndarray, first_step: int, parts: int, replica_count: int, replicas: Sequence[int]) -> np.ndarray:
     """The share of each device in each step, as rows.
 
     A step's images are dealt out part by part: the first 1 / parts of them to the replicas in turn, then the next. So

@@ -7,6 +7,7 @@ Who knows where a record starts can read it alone, so that order, resuming and s
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import struct
@@ -34,6 +35,10 @@ _PROGRESS_FROM = 100_000_000  # bytes; less is checked in about a second
 # Of each whole record what `Records` describes, and the label.
 _COLUMNS = {"number": np.int64, "offset": np.int64, "length": np.int64, "checksum": np.uint32, "label": np.int32}
 
+# What is found out from the features of an Example: the label, other numbers, and what keeps the record from being used
+# ("" for nothing).
+Finding = tuple[int, Sequence[float], str]
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -51,7 +56,15 @@ class Shard:
 @dataclass(frozen=True)
 class _Found:
     columns: dict[str, np.ndarray]  # those of _COLUMNS, each [M]
+    counts: np.ndarray  # int64 [M], how many other numbers were found out from each
+    numbers: np.ndarray  # float64 [sum of counts]
     problems: tuple[str, ...]  # "FILE:NUMBER: reason", one a record that is not whole
+
+
+@dataclass(frozen=True)
+class _Check:
+    state: dict[str, Any]  # what the findings depend on, besides the file
+    examine: Callable[[Any], Finding]
 
 
 def split_of_shards(
@@ -85,9 +98,51 @@ def split_of_shards(
     Raises:
         UserError: a file is missing or cannot be read.
     """
+    keys = {"classes": classes, "image": image_key, "label": label_key}
+    split, _, problems = examined_shards(
+        shards,
+        cache_path,
+        examine=lambda features: _examine_labelled(features, keys),
+        state=keys,
+        image_key=image_key,
+        whole_images=whole_images,
+        title=title,
+    )
+    return split, problems
+
+
+def examined_shards(
+    shards: Sequence[Shard],
+    cache_path: Path,
+    *,
+    examine: Callable[[Any], Finding],
+    state: dict[str, Any],
+    image_key: str = "image",
+    whole_images: bool = False,
+    title: str = "records",
+) -> tuple[Split, tuple[np.ndarray, ...], tuple[str, ...]]:
+    """`split_of_shards` for examples of any features.
+
+    Args:
+        shards: the files, not compressed.
+        cache_path: where findings are kept.
+        examine: what is found out from a record: given the features of its Example, by name, it returns the label,
+            other numbers, and what keeps the record from being used, "" for nothing. It runs in threads.
+        state: what the findings depend on, JSON; with another one they are found out again.
+        image_key: the feature that holds the encoded image.
+        whole_images: whether the images were arrays; see `Records`.
+        title: what is being checked, for the progress bar.
+
+    Returns:
+        The split; M arrays float64 with the other numbers of each record (none if no record has any); and
+        "FILE:NUMBER: reason" for every record that is damaged or cannot be used, and left out.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
     from tqdm import tqdm
 
-    keys = {"classes": classes, "image": image_key, "label": label_key}
+    check = _Check(state, examine)
     sizes = [_size(shard.path) for shard in shards]
     found: list[_Found] = []
     # TensorFlow reads and decodes without holding Python's lock, so threads use all cores.
@@ -102,14 +157,17 @@ def split_of_shards(
         ) as progress,
     ):
         for shard in shards:
-            found.append(_find(shard, keys, cache_path, pool, progress.update))
+            found.append(_find(shard, check, cache_path, pool, progress.update))
             progress.update(sum(sizes[: len(found)]) - progress.n)  # what was known, and damaged tails
     columns = {name: np.concatenate([each.columns[name] for each in found]) for name in _COLUMNS}
     labels = columns.pop("label")
     file = np.repeat(np.arange(len(shards), dtype=np.int32), [len(each.columns["label"]) for each in found])
     paths = tuple(str(shard.path.absolute()) for shard in shards)
     records = Records(paths, file, image_key=image_key, whole_images=whole_images, **columns)
-    return Split(labels, records=records), tuple(problem for each in found for problem in each.problems)
+    ends = np.cumsum(np.concatenate([each.counts for each in found]))
+    numbers = np.split(np.concatenate([each.numbers for each in found]), ends[:-1]) if np.any(ends) else []
+    problems = tuple(problem for each in found for problem in each.problems)
+    return Split(labels, records=records), tuple(numbers), problems
 
 
 def _size(path: Path) -> int:
@@ -120,22 +178,24 @@ def _size(path: Path) -> int:
 
 
 def _find(
-    shard: Shard, keys: dict[str, Any], cache_path: Path, pool: ThreadPoolExecutor, advance: Callable[[int], object]
+    shard: Shard, check: _Check, cache_path: Path, pool: ThreadPoolExecutor, advance: Callable[[int], object]
 ) -> _Found:
     """What `_examine` finds in a file, or found when the file was as it is now."""
     path = shard.path.absolute()
     store = cache_path / "checked_records" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.npz"
     try:
         status = path.stat()
-        state = {"rules": _RULES, "bytes": status.st_size, "time": status.st_mtime_ns, "count": shard.count, **keys}
+        state = {"rules": _RULES, "bytes": status.st_size, "time": status.st_mtime_ns, "count": shard.count}
+        state |= check.state
         if (known := _read_found(store, json.dumps(state))) is not None:
             return known
-        found = _examine(shard, status.st_size, keys, pool, advance)
+        found = _examine(shard, status.st_size, check, pool, advance)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
     content = io.BytesIO()
     texts = {"state": np.array(json.dumps(state)), "problems": np.array(json.dumps(found.problems))}
-    np.savez(content, allow_pickle=False, **texts, **found.columns)
+    others = {"counts": found.counts, "numbers": found.numbers} if len(found.numbers) else {}
+    np.savez(content, allow_pickle=False, **texts, **found.columns, **others)
     try:
         write_bytes(store, content.getvalue())
     except (UserError, OSError) as error:
@@ -149,30 +209,36 @@ def _read_found(store: Path, state: str) -> _Found | None:
         with np.load(store) as stored:
             if str(stored["state"]) == state:
                 columns = {name: stored[name].astype(kind) for name, kind in _COLUMNS.items()}
-                return _Found(columns, tuple(json.loads(str(stored["problems"]))))
+                counts = stored["counts"] if "counts" in stored else np.zeros(len(columns["label"]), np.int64)
+                numbers = stored["numbers"] if "numbers" in stored else np.zeros(0)
+                return _Found(columns, counts, numbers, tuple(json.loads(str(stored["problems"]))))
     except Exception:  # OSError, BadZipFile, zlib.error, KeyError, ValueError ...: as the damage has it
         return None
     return None
 
 
 def _examine(
-    shard: Shard, size: int, keys: dict[str, Any], pool: ThreadPoolExecutor, advance: Callable[[int], object]
+    shard: Shard, size: int, check: _Check, pool: ThreadPoolExecutor, advance: Callable[[int], object]
 ) -> _Found:
     """Finds the records of a file by their lengths; reads, checks and decodes each."""
     path, name = str(shard.path.absolute()), shard.path.name
     rows: list[tuple[int, int, int, int, int]] = []
+    numbers: list[Sequence[float]] = []
     problems: list[str] = []
     with open(path, "rb", buffering=0) as file:
         places, end = _walk(file.fileno(), size)
         for start in range(0, len(places), _BLOCK):
             block = places[start : start + _BLOCK]
-            results = pool.map(lambda place: _examine_record(path, place[0], keys), block)
-            for number, ((offset, length), (label, problem)) in enumerate(zip(block, results, strict=True), start):
+            results = pool.map(lambda place: _examine_record(path, place[0], check), block)
+            for number, ((offset, length), (label, others, problem)) in enumerate(
+                zip(block, results, strict=True), start
+            ):
                 if problem:
                     problems.append(f"{name}:{number}: {problem}")
                 else:
                     (checksum,) = _CHECKSUM.unpack(os.pread(file.fileno(), 4, offset + _HEADER.size + length))
                     rows.append((number, offset, length, checksum, label))
+                    numbers.append(others)
                 advance(_HEADER.size + length + _CHECKSUM.size)
     if shard.count is not None and len(places) < shard.count:
         end = end or "lost, the file ends before it"
@@ -181,7 +247,8 @@ def _examine(
         problems.append(f"{name}:{len(places)}: {end}; so are all that may follow")
     table = np.array(rows, np.int64).reshape(len(rows), len(_COLUMNS))
     columns = {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(_COLUMNS.items())}
-    return _Found(columns, tuple(problems))
+    counts = np.array([len(others) for others in numbers], np.int64)
+    return _Found(columns, counts, np.array(list(itertools.chain(*numbers)), np.float64), tuple(problems))
 
 
 def _walk(descriptor: int, size: int) -> tuple[list[tuple[int, int]], str]:
@@ -202,25 +269,29 @@ def _walk(descriptor: int, size: int) -> tuple[list[tuple[int, int]], str]:
     return places, ""
 
 
-def _examine_record(path: str, offset: int, keys: dict[str, Any]) -> tuple[int, str]:
-    """The label, and what keeps a record from being used ("" for nothing)."""
+def _examine_record(path: str, offset: int, check: _Check) -> Finding:
+    """What is found out from a record."""
     try:
         with tf.device("CPU:0"):
             data = read_record(tf.constant(path), tf.constant(offset, tf.int64)).numpy()
     except tf.errors.DataLossError:
-        return 0, "its data do not have the checksum that the file states"
+        return 0, (), "its data do not have the checksum that the file states"
     except tf.errors.OpError as error:
-        return 0, error.message.strip().splitlines()[0]
+        return 0, (), error.message.strip().splitlines()[0]
     try:
         features = tf.train.Example.FromString(data).features.feature
     except Exception:  # protobuf's DecodeError, which TensorFlow does not name
-        return 0, "its data are no tf.train.Example"
+        return 0, (), "its data are no tf.train.Example"
+    return check.examine(features)
+
+
+def _examine_labelled(features: Any, keys: dict[str, Any]) -> Finding:
     images, labels = features[keys["image"]].bytes_list.value, features[keys["label"]].int64_list.value
     if len(images) != 1 or len(labels) != 1:
-        return 0, f"must have one {keys['image']} and one {keys['label']}, has {len(images)} and {len(labels)}"
+        return 0, (), f"must have one {keys['image']} and one {keys['label']}, has {len(images)} and {len(labels)}"
     if not 0 <= labels[0] < keys["classes"]:
-        return 0, f"its label is {labels[0]}, must be from 0 to {keys['classes'] - 1}"
-    return labels[0], image_problem(images[0])
+        return 0, (), f"its label is {labels[0]}, must be from 0 to {keys['classes'] - 1}"
+    return labels[0], (), image_problem(images[0])
 
 
 def _masked_crc32c(data: bytes) -> int:

@@ -32,6 +32,38 @@ def load_tfds(name: str, cache_path: Path) -> Dataset:
         UserError: tensorflow-datasets is not installed or does not know the name, the dataset cannot be prepared (for
             ImageNet: which files to put where by hand), or is not one of labelled images in TFRecord files.
     """
+    builder, tfds = open_builder(name)
+    image_key, label_key = _features(name, builder, tfds)
+    prepare(name, builder, tfds)
+    class_names = tuple(builder.info.features[label_key].names)
+    problems: tuple[str, ...] = ()
+    splits = {}
+    test_name = name_of_test(builder)
+    for split in ("train", test_name):
+        if split is None:
+            continue
+        splits[split], damaged = split_of_shards(
+            shards_of(builder, split),
+            len(class_names),
+            cache_path,
+            image_key=image_key,
+            label_key=label_key,
+            title=f"{split} records of {name}",
+        )
+        problems += damaged
+        if not len(splits[split]):
+            raise UserError(nothing_whole(name, builder, split, problems))
+    warn_of_skipped(problems, f"records of {builder.data_dir} are damaged and are skipped")
+    train, test = (splits["train"], splits[test_name]) if test_name else _hold_out(splits["train"])
+    return Dataset(f"tfds:{name}", class_names, train, test, problems)
+
+
+def open_builder(name: str) -> tuple[Any, Any]:
+    """The builder of a dataset, and the module tensorflow_datasets.
+
+    Raises:
+        UserError: tensorflow-datasets is not installed or does not know the name.
+    """
     try:
         import tensorflow_datasets as tfds
 
@@ -45,13 +77,20 @@ def load_tfds(name: str, cache_path: Path) -> Dataset:
     # Passed on here, because tensorflow-datasets looks at the variable only when it is imported.
     data_dir = os.environ.get("TFDS_DATA_DIR") or None
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir), tfds
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError, OSError) as error:
         raise UserError(
             f'tensorflow-datasets has no dataset "{name}" ({first_line(error)}). Its catalog: '
             "https://www.tensorflow.org/datasets/catalog/overview"
         ) from error
-    image_key, label_key = _features(name, builder, tfds)
+
+
+def prepare(name: str, builder: Any, tfds: Any) -> None:
+    """Prepares a dataset where that has not been done.
+
+    Raises:
+        UserError: that fails, or it lies there in files of another format than TFRecord.
+    """
     if not builder.is_prepared():
         _prepare(name, builder, tfds)
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
@@ -60,34 +99,24 @@ def load_tfds(name: str, cache_path: Path) -> Dataset:
             f"Prepare it again in another TFDS_DATA_DIR with `tfds build {name} --file_format=tfrecord`."
         )
 
-    class_names = tuple(builder.info.features[label_key].names)
-    problems: tuple[str, ...] = ()
-    splits = {}
-    test_name = next((split for split in _TEST_SPLITS if split in builder.info.splits), None)
-    for split in ("train", test_name):
-        if split is None:
-            continue
-        info = builder.info.splits[split]
-        shards = [
-            Shard(Path(os.fspath(path)), count) for path, count in zip(info.filepaths, info.shard_lengths, strict=True)
-        ]
-        splits[split], damaged = split_of_shards(
-            shards,
-            len(class_names),
-            cache_path,
-            image_key=image_key,
-            label_key=label_key,
-            title=f"{split} records of {name}",
-        )
-        problems += damaged
-        if not len(splits[split]):
-            raise UserError(
-                f"tfds:{name} has no whole {split} record ({problems[0] if problems else 'none at all'}). Delete "
-                f"{builder.data_dir} and run the same command again: it is prepared anew."
-            )
-    warn_of_skipped(problems, f"records of {builder.data_dir} are damaged and are skipped")
-    train, test = (splits["train"], splits[test_name]) if test_name else _hold_out(splits["train"])
-    return Dataset(f"tfds:{name}", class_names, train, test, problems)
+
+def name_of_test(builder: Any) -> str | None:
+    """The split that is the test, "validation" before "test"; None where there is neither."""
+    return next((split for split in _TEST_SPLITS if split in builder.info.splits), None)
+
+
+def shards_of(builder: Any, split: str) -> list[Shard]:
+    """The TFRecord files of a split."""
+    info = builder.info.splits[split]
+    return [Shard(Path(os.fspath(path)), count) for path, count in zip(info.filepaths, info.shard_lengths, strict=True)]
+
+
+def nothing_whole(name: str, builder: Any, split: str, problems: tuple[str, ...]) -> str:
+    """What to say of a split none of whose records can be used."""
+    return (
+        f"tfds:{name} has no whole {split} record ({problems[0] if problems else 'none at all'}). Delete "
+        f"{builder.data_dir} and run the same command again: it is prepared anew."
+    )
 
 
 def _features(name: str, builder: Any, tfds: Any) -> tuple[str, str]:
