@@ -2,7 +2,8 @@
 
 Example, a few minutes on a CPU:
     python train_tpu_gpu.py --recipe=quickstart --variant=quickstart --output_dir=runs/fashion
-    python train_tpu_gpu.py --task=detection --recipe=coco --dataset=tfds:coco/2017 --output_dir=runs/coco
+    python train_tpu_gpu.py --task=detection --recipe=coco --dataset=tfds:coco/2017 --start_from=pvt_v2_b0.pth \
+        --output_dir=runs/coco
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import flags
+from absl import flags, logging
 
 import keras_models
 from mobiatt_tf import cli, data, files, tasks, training
@@ -24,7 +25,7 @@ DATASET = flags.DEFINE_string(
     "dataset",
     None,
     f"One of {', '.join(data.NAMES)}, tfds:NAME, or a folder of images or shards; without it fashion_mnist. For "
-    "detection and segmentation: scenes (the default), tfds:coco/2017, tfds:ade20k, or a folder.",
+    "detection and segmentation: scenes (the default), tfds:coco/2017, tfds:scene_parse150, or a folder.",
 )
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where downloads are kept.")
 LIMIT_TRAIN = flags.DEFINE_integer("limit_train", None, "Take only so many training images.", lower_bound=1)
@@ -45,7 +46,9 @@ DISTILLED = flags.DEFINE_bool("distilled", False, "Add a distillation head; with
 TEACHER = flags.DEFINE_string("teacher", None, "Keras model that the distillation head learns from: .keras or a run.")
 START_FROM = flags.DEFINE_string("start_from", None, "Initial weights: .pth, .safetensors, .keras or a run.")
 ATTENTION = cli.define_attention("Kind of attention")
-RECIPE = flags.DEFINE_enum("recipe", "quickstart", list(training.RECIPES), "Every field of it is a flag too.")
+RECIPE = flags.DEFINE_enum(
+    "recipe", None, list(training.RECIPES), "Every field of it is a flag too; without it the task's quickstart."
+)
 STRATEGY = flags.DEFINE_enum(
     "strategy",
     "one",
@@ -86,7 +89,7 @@ def evaluate(dataset: Any, strategy: tf.distribute.Strategy, recipe: training.Re
     task = tasks.make_task(TASK.value)
     with strategy.scope():
         model = load_trained(OUTPUT_DIR.value)
-    task.check(model, dataset, recipe)
+    task.check_model(model, dataset)
     result = task.evaluator(model, dataset, strategy, recipe)(dataset.test, lambda: None)
     print(f"{OUTPUT_DIR.value}: {format_scores(result.to_line())} on {result.count} images of {dataset.name}")
 
@@ -96,6 +99,38 @@ def format_scores(line: dict[str, Any]) -> str:
     curves = tasks.make_task(TASK.value).curves
     shown = [f"{label} {line[key]:.2%}" for label, key in curves.items() if line.get(key) is not None]
     return ", ".join([*shown, *([f"loss {line['loss']:.4f}"] if line.get("loss") is not None else [])])
+
+
+def recipe_of_flags() -> training.Recipe:
+    """The recipe, with the fields that have flags.
+
+    Raises:
+        UserError: a field that would be ignored, because the recipe has its other form.
+        ValueError: a value that is not allowed, or that the task does not know.
+    """
+    overrides = {name: flag.value for name, flag in OVERRIDES.items() if flag.value is not None}
+    name = RECIPE.value or ("quickstart" if TASK.value == "classification" else f"quickstart_{TASK.value}")
+    recipe = training.make_recipe(name, **overrides)
+    for ignored, instead in (("epochs", "max_steps"), ("warmup_epochs", "warmup_steps")):
+        if ignored in overrides and getattr(recipe, instead) and instead not in overrides:
+            raise UserError(
+                f"--{ignored}={overrides[ignored]} would be ignored: the recipe has {instead}="
+                f"{getattr(recipe, instead)}. Add --{instead}=0, or give --{instead} alone."
+            )
+    if not EVALUATE_ONLY.value:
+        tasks.make_task(TASK.value).check_recipe(recipe)
+    return recipe
+
+
+def check_task_of_run() -> None:
+    """Whether --task is that of the saved model.
+
+    Raises:
+        UserError: it is not, or there is no model.
+    """
+    found = tasks.task_of(load_trained(OUTPUT_DIR.value))
+    if found != TASK.value:
+        raise UserError(f"The model in {OUTPUT_DIR.value} is for {found}: add --task={found}.")
 
 
 def family_name() -> str:
@@ -120,9 +155,8 @@ def model_arguments(recipe: training.Recipe) -> dict[str, Any]:
     if DISTILLED.value and not family.has_distillation:
         raise UserError(f"--distilled does not go with --model={family_name()}, which has one head.")
     if TASK.value != "classification":
-        if DISTILLED.value or recipe.distillation != "none":
-            raise UserError(f"Distillation is for classification: it does not go with --task={TASK.value}.")
-        return arguments
+        trained = cli.image_size(TRAINING_SIZE.value) or (224, 224)
+        return {**arguments, "training_size": list(trained)}
     if DISTILLED.value or (recipe.distillation != "none" and family.has_distillation):
         arguments["distilled"] = True
     return arguments
@@ -134,16 +168,12 @@ def build_model(
     """The model of the flags, with the weights of --start_from if `start`."""
     try:
         if TASK.value != "classification":
-            return build_dense_model(classes, recipe, replicas, arguments, start)
-        family = keras_models.FAMILIES[family_name()]
-        extra = {"synchronized_batch_norm": True} if family.has_batch_norm and replicas > 1 else {}
-        model = family.build(
-            image_size=cli.image_size(IMAGE_SIZE.value),
-            num_classes=classes,
-            drop_path=recipe.drop_path,
-            **arguments,
-            **extra,
-        )
+            model = build_dense_model(classes, recipe, replicas, arguments)
+        else:
+            family = keras_models.FAMILIES[family_name()]
+            extra = {"synchronized_batch_norm": True} if family.has_batch_norm and replicas > 1 else {}
+            size = cli.image_size(IMAGE_SIZE.value)
+            model = family.build(image_size=size, num_classes=classes, drop_path=recipe.drop_path, **arguments, **extra)
         if start:
             from mobiatt_tf.interop import start_from
 
@@ -153,33 +183,22 @@ def build_model(
     return model
 
 
-def build_dense_model(
-    classes: int, recipe: training.Recipe, replicas: int, arguments: dict[str, Any], start: bool
-) -> keras.Model:
-    """The detector or segmenter of the flags; --start_from gives its backbone the weights of a classifier.
+def build_dense_model(classes: int, recipe: training.Recipe, replicas: int, arguments: dict[str, Any]) -> keras.Model:
+    """The detector or segmenter of the flags.
 
     Raises:
-        ValueError: an argument that is not allowed, or weights that do not fit.
+        ValueError: an argument that is not allowed.
     """
-    size, trained = cli.image_size(IMAGE_SIZE.value), cli.image_size(TRAINING_SIZE.value)
-    model = keras_models.DENSE[TASK.value](
+    size = cli.image_size(IMAGE_SIZE.value)
+    return keras_models.DENSE[TASK.value](
         family_name(),
         **({"image_size": size} if size else {}),
-        **({"training_size": trained} if trained else {}),
         num_classes=classes,
         drop_path=recipe.drop_path,
         freeze_batch_norm=recipe.freeze_batch_norm,
         synchronized_batch_norm=replicas > 1,
         **arguments,
     )
-    if start:
-        from mobiatt_tf.interop import start_from
-
-        family = keras_models.FAMILIES[family_name()]
-        classifier = family.build(image_size=trained, **arguments)  # any number of classes: heads are left behind
-        print(f"{START_FROM.value}: {start_from(classifier, START_FROM.value)}")
-        keras_models.start_from_classifier(classifier, model)
-    return model
 
 
 def build_teacher(classes: int) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -232,6 +251,16 @@ def check_flags(recipe: training.Recipe) -> None:
         raise UserError("--logical_devices is for --strategy=mirrored.")
     if EVALUATE_ONLY.value:
         return
+    if TASK.value == "classification" and TRAINING_SIZE.value:
+        raise UserError("--training_size is for --task=detection and --task=segmentation.")
+    if TASK.value != "classification" and (TEACHER.value or DISTILLED.value):
+        raise UserError(f"Distillation is for classification: it does not go with --task={TASK.value}.")
+    if RECIPE.value in ("coco", "ade20k") and not START_FROM.value:
+        logging.warning(
+            "The recipe %s is made for a backbone that was trained on ImageNet, and begins with random weights here: "
+            "give a classifier with --start_from.",
+            RECIPE.value,
+        )
     if RECIPE.value == "fine_tune" and not START_FROM.value:
         raise UserError("--recipe=fine_tune takes small steps from weights that are good already: add --start_from.")
     if recipe.distillation != "none" and not TEACHER.value:
@@ -249,8 +278,7 @@ def main(_: Sequence[str]) -> None:
         cli.image_size(size.value)  # complains before anything is loaded
     to_read = False
     try:
-        overrides = {name: flag.value for name, flag in OVERRIDES.items() if flag.value is not None}
-        recipe = training.make_recipe(RECIPE.value, **overrides)
+        recipe = recipe_of_flags()
         arguments = model_arguments(recipe)
         identity = {"family": family_name(), **arguments}
         check_flags(recipe)
@@ -264,6 +292,8 @@ def main(_: Sequence[str]) -> None:
         if DETERMINISTIC.value:
             tf.config.experimental.enable_op_determinism()
         strategy = training.make_strategy(STRATEGY.value, TPU.value)
+        if EVALUATE_ONLY.value:
+            check_task_of_run()
         dataset = load_dataset()
         if EVALUATE_ONLY.value:
             evaluate(dataset, strategy, recipe)

@@ -29,11 +29,13 @@ EXCEPTIONS = {"mobiatt_tf/training/graphs.py": {"tflite", "coreml"}}
 HEAVY_PACKAGES = {
     "coremltools",
     "cryptography",
+    "faster_coco_eval",
     "keras_hub",
     "onnx",
     "onnxruntime",
     "safetensors",
     "segno",
+    "skimage",
     "tensorflow_datasets",
     "tensorflow_model_optimization",
     "tf2onnx",

@@ -4,8 +4,9 @@ Example:
     python -m mobiatt_tf.training.evaluate --graph=runs/quickstart/train,runs/export/model.tflite \\
         --output_dir=runs/evaluation
 
-All graphs see the same images, prepared by `data.test_batches` for their own input size, and all numbers come from the
-logits by the same code. Stopped by Ctrl-C or SIGTERM, the same command goes on where it was.
+All graphs see the same images, prepared for their own input size, and all numbers come from their outputs by the same
+code: top-1, calibration and more for classifiers, COCO's AP for detectors, mIoU for segmenters. Stopped by Ctrl-C or
+SIGTERM, the same command goes on where it was (with detectors and segmenters at the graph where it was).
 """
 
 import contextlib
@@ -23,10 +24,10 @@ import tensorflow as tf
 from absl import flags, logging
 from tqdm import tqdm
 
-from mobiatt_tf import data, files
+from mobiatt_tf import data, files, tasks
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.machine import usable_cores
-from mobiatt_tf.training import evaluation_report, graphs, metrics
+from mobiatt_tf.training import dense_evaluation, evaluation_report, graphs, metrics
 from mobiatt_tf.training.evaluator import Evaluation
 from mobiatt_tf.training.graphs import Graph
 from mobiatt_tf.training.identity import add_split, fingerprint
@@ -198,8 +199,11 @@ def load_graphs(paths: Sequence[str], batch_size: int, num_threads: int, weights
     return found
 
 
-def dataset_for(paths: Sequence[str], name: str | None, cache_dir: str | None) -> data.Dataset:
+def dataset_for(paths: Sequence[str], name: str | None, cache_dir: str | None, task: str = "classification") -> Any:
     """The dataset of that name or directory, else that of the first graph which belongs to a training run.
+
+    Returns:
+        As `tasks.load_dataset` does.
 
     Raises:
         UserError: neither is known, or it cannot be had.
@@ -210,12 +214,12 @@ def dataset_for(paths: Sequence[str], name: str | None, cache_dir: str | None) -
     if name is None:
         raise UserError("Give --dataset: none of the graphs says what it was trained on.")
     try:
-        return data.load(name, cache_dir)
+        return tasks.load_dataset(task, name, cache_dir)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def chosen_images(split: data.Split, limit: int | None) -> data.Split:
+def chosen_images(split: Any, limit: int | None) -> Any:
     """The whole split, or `limit` images spread evenly over it."""
     if limit is None or limit >= len(split):
         return split
@@ -256,15 +260,24 @@ def main(_: Sequence[str]) -> None:
     output_dir = files.user_path(values.output_dir)
     check_flags(values.graph, values.weights, output_dir)
     found = load_graphs(values.graph, values.batch_size, num_threads, values.weights or [None])
-    dataset = dataset_for(values.graph, values.dataset, values.cache_dir)
+    task = dense_evaluation.common_task(found)
+    dataset = dataset_for(values.graph, values.dataset, values.cache_dir, task)
     split = chosen_images(dataset.test, values.limit)
+    work_dir = output_dir / _UNFINISHED
+    classified: list[Result] = []
+    described: list[dict[str, Any]]  # what evaluation.json says of each graph
     with StopSignals() as signals:
         try:
-            results = evaluate(found, split, dataset.class_names, output_dir / _UNFINISHED, signals, progress=True)
-        except EvaluationInterrupted as interruption:
+            if task == "classification":
+                classified = evaluate(found, split, dataset.class_names, work_dir, signals, progress=True)
+                described = [result.to_json(dataset.class_names) for result in classified]
+            else:
+                described = dense_evaluation.evaluate(found, dataset, split, work_dir, signals, progress=True)
+        except Interrupted as interruption:
             print(interruption, file=sys.stderr)
             sys.exit(interruption.exit_status)
     content = {
+        **({} if task == "classification" else {"task": task}),  # absent in files from before there were others
         "dataset": {
             "name": dataset.name,
             "classes": list(dataset.class_names),
@@ -275,10 +288,16 @@ def main(_: Sequence[str]) -> None:
         **machine(make_strategy("one")),
         "num_threads": num_threads,
         "batch_size": values.batch_size,
-        "results": [result.to_json(dataset.class_names) for result in results],
+        "results": described,
     }
-    print(evaluation_report.format_table(content))
-    for path in evaluation_report.write(content, [result.evaluation.confusion for result in results], output_dir):
+    if task == "classification":
+        print(evaluation_report.format_table(content))
+        confusions = [result.evaluation.confusion for result in classified]
+        written = evaluation_report.write(content, confusions, output_dir)
+    else:
+        print(dense_evaluation.format_table(content))
+        written = dense_evaluation.write(content, output_dir)
+    for path in written:
         print(f"Wrote {path}")
 
 

@@ -82,7 +82,7 @@ def draw(content: dict[str, Any], confusions: Sequence[np.ndarray], path: Path) 
         _draw_reliability(axes, name, result)
     reliability[0].set_ylabel("accuracy")
     for part, score in zip(parts[1:3], ("recall", "precision"), strict=True):
-        _draw_scores(part.subplots(), score, classes, names, results)
+        draw_scores(part.subplots(), score, classes, names, results)
     if has_matrices:
         matrices = parts[3].subplots(1, len(results), squeeze=False)[0]
         for axes, name, confusion in zip(matrices, names, confusions, strict=True):
@@ -116,7 +116,7 @@ def _draw_reliability(axes: Any, name: str, result: dict[str, Any]) -> None:
     axes.legend(fontsize=7, loc="upper left")
 
 
-def _draw_scores(
+def draw_scores(
     axes: Any, score: str, classes: Sequence[str], names: Sequence[str], results: Sequence[dict[str, Any]]
 ) -> None:
     """Bars by class; beyond what can be labelled, the classes sorted by the score."""

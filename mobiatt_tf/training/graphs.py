@@ -1,4 +1,7 @@
-"""Anything that gives logits, as one kind of thing: Keras files, checkpoints, .tflite, .onnx and .mlpackage."""
+"""Anything that can be evaluated, as one kind of thing: Keras files, checkpoints, .tflite, .onnx and .mlpackage.
+
+Detectors and segmenters are evaluated as Keras models and as .tflite files.
+"""
 
 import hashlib
 import re
@@ -15,6 +18,7 @@ import tensorflow as tf
 from mobiatt_tf import files
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.models import load_trained
+from mobiatt_tf.tasks import task_of
 from mobiatt_tf.training.losses import inference_logits
 
 WEIGHTS = ("average", "last")
@@ -23,24 +27,32 @@ _TENSOR = "{}/{}/.ATTRIBUTES/VARIABLE_VALUE"  # tf.train.Checkpoint's name of an
 _INTERPRETED_IMAGES = 8  # at a time through the NumPy interpreter: often enough a look at the signals and the clock
 WHAT = "a training run's directory, RUN/checkpoints/step_000000123, a .keras, .tflite, .onnx or .mlpackage"
 
-Predict = Callable[[np.ndarray], np.ndarray]
+_LOGITS = {
+    "classification": "logits [batch, classes] of at least two classes",
+    "detection": "logits [batch, anchors, classes] of at least one class",
+    "segmentation": "logits [batch, height, width, classes] of at least one class",
+}
+
+Predict = Callable[[np.ndarray], Any]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A classifier in some format, ready to run.
+    """A model in some format, ready to run.
 
     Attributes:
         path: as it was given.
         format: "keras", "checkpoint", "tflite", "onnx" or "coreml".
         image_size: (height, width) of its input.
-        classes: how many logits it gives.
-        predict: float32 images [N, height, width, 3], normalised, to logits float32 [N, classes].
+        classes: how many it tells apart.
+        predict: float32 images [N, height, width, 3], normalised, to logits float32 [N, classes]; of a segmenter
+            [N, h, w, classes], of a detector {"boxes": [N, A, 4], "logits": [N, A, classes]}.
         step: images to give at a time.
         runtime: what runs it, JSON values: name, version, threads (None: not settable), types of input and output.
         weights: of a checkpoint, one of `WEIGHTS`; None for the others.
         size_bytes: of the file or package.
         sha256: of its content.
+        task: one of `mobiatt_tf.tasks.TASKS`.
     """
 
     path: Path
@@ -53,6 +65,7 @@ class Graph:
     weights: str | None
     size_bytes: int
     sha256: str
+    task: str = "classification"
 
 
 def load(path: str | Path, batch_size: int, num_threads: int, weights: str | None = None) -> Graph:
@@ -67,7 +80,7 @@ def load(path: str | Path, batch_size: int, num_threads: int, weights: str | Non
 
     Raises:
         UserError: it is missing, damaged, of another kind, takes something else than one image [B, height, width, 3],
-            or gives something else than logits; or its runtime is not installed.
+            or gives what no task has; or its runtime is not installed.
         ValueError: `weights` is unknown.
     """
     if weights not in (None, *WEIGHTS):
@@ -129,16 +142,42 @@ def _checkpoint(path: Path, batch_size: int, weights: str | None) -> Graph:
     return _of_model(model, path, "checkpoint", batch_size, [index_file, *data_files], chosen)
 
 
+def checked_task(model: keras.Model, path: Path) -> str:
+    """What a Keras model does, one of `mobiatt_tf.tasks.TASKS`, where its outputs come as those of our models.
+
+    Raises:
+        UserError: no task has such outputs, they have other names or none, or the model is no functional one.
+    """
+    if not getattr(model, "outputs", None):
+        raise UserError(
+            f"{path} holds a {type(model).__name__}, whose inputs and outputs are not known beforehand. Save "
+            "a functional model."
+        )
+    try:
+        task = task_of(model)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    given = getattr(model, "output", None)  # a tensor, or a list, tuple or dict of them; a Sequential one has none
+    named = f"a dict of {', '.join(given)}" if isinstance(given, dict) else f"a {type(given).__name__} of tensors"
+    if task == "detection" and not (isinstance(given, dict) and given.keys() == {"boxes", "logits"}):
+        raise UserError(f"{path} is no detector of this project: it gives {named}, not a dict of boxes and logits.")
+    if task != "detection" and isinstance(given, dict):
+        raise UserError(f"{path} is no model of this project: it gives {named}, not the logits alone.")
+    return task
+
+
 def _of_model(
     model: keras.Model, path: Path, format: str, batch_size: int, content: list[Path], weights: str | None = None
 ) -> Graph:
+    task = checked_task(model, path)
     shape = tuple(model.inputs[0].shape) if len(model.inputs) == 1 else ()
-    outputs = keras.tree.flatten(model.outputs)
-    image_size, classes = _sizes(path, shape, tuple(outputs[0].shape))
+    outputs = keras.tree.flatten(model.outputs)  # in the order of their names: a detector's logits are last
+    image_size, classes = _sizes(path, shape, tuple(outputs[-1].shape), task)
 
     @tf.function(reduce_retracing=True)
-    def run(images: tf.Tensor) -> tf.Tensor:
-        return inference_logits(model(images, training=False))
+    def run(images: tf.Tensor) -> Any:
+        found = model(images, training=False)
+        return inference_logits(found) if task == "classification" else found
 
     step = shape[0] or batch_size
     return Graph(
@@ -146,7 +185,7 @@ def _of_model(
         format=format,
         image_size=image_size,
         classes=classes,
-        predict=_filled(lambda images: run(tf.constant(images)).numpy(), step),
+        predict=_filled(lambda images: tf.nest.map_structure(np.asarray, run(tf.constant(images))), step),
         step=step,
         runtime={
             "name": "TensorFlow",
@@ -157,6 +196,7 @@ def _of_model(
         weights=weights,
         size_bytes=sum(file.stat().st_size for file in content),
         sha256=content_sha256(content),
+        task=task,
     )
 
 
@@ -164,40 +204,33 @@ def _tflite(path: Path, batch_size: int, num_threads: int) -> Graph:
     # The formats' own packages stand above this one. Only this function and `_coreml` reach up, when they are called:
     # the command belongs beside the training whose numbers it repeats (see tests/test_imports.py).
     from tflite.inspect import describe
-    from tflite.verify import FileRunner
+    from tflite.verify import FileRunner, checked_task
 
     found = describe(path, num_threads)
-    if found.undelegated_reason is not None:
-        raise UserError(f"{path} cannot run here: {found.undelegated_reason}.")
-    ends = found.inputs + found.outputs
-    if len(found.inputs) != 1 or len(found.outputs) != 1:
-        raise UserError(
-            f"{path} has {len(found.inputs)} inputs and {len(found.outputs)} outputs; it must have one each."
-        )
-    image_size, classes = _sizes(path, ends[0].shape, ends[1].shape)
-    for tensor in ends:
-        if tensor.dtype not in ("float32", "int8") or (tensor.dtype == "int8" and tensor.scale is None):
-            raise UserError(
-                f"{tensor.name} of {path} is {tensor.dtype}; allowed are float32, and int8 with a scale and zero point."
-            )
-    if ends[0].shape[0] not in (1, -1):
-        raise UserError(f"{path} takes {ends[0].shape[0]} images at a time; export it with batch 1.")
+    task = checked_task(found)
+    shape = found.inputs[0].shape
+    image_size, classes = _sizes(path, shape, found.outputs[0].shape, task)
+    runner = FileRunner(path, num_threads)
+    if task == "detection":  # which output is which only the runner knows
+        logits = runner(np.zeros((1, *image_size, 3), np.float32))["logits"]
+        image_size, classes = _sizes(path, shape, logits.shape, task)
     return Graph(
         path=path,
         format="tflite",
         image_size=image_size,
         classes=classes,
-        predict=FileRunner(path, num_threads),
+        predict=runner,
         step=batch_size,
         runtime={
             "name": "LiteRT",
             "version": metadata.version("ai-edge-litert"),
             "threads": num_threads,
-            "types": ends[0].dtype,
+            "types": found.inputs[0].dtype,
         },
         weights=None,
         size_bytes=found.size_bytes,
         sha256=content_sha256([path]),
+        task=task,
     )
 
 
@@ -293,8 +326,10 @@ def content_sha256(content: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _sizes(path: Path, shape: tuple[int | None, ...], out: tuple[int | None, ...]) -> tuple[tuple[int, int], int]:
-    """((height, width), classes) of what goes from [B, height, width, 3] to [B, classes]; an open side is None or -1.
+def _sizes(
+    path: Path, shape: tuple[int | None, ...], out: tuple[int | None, ...], task: str = "classification"
+) -> tuple[tuple[int, int], int]:
+    """((height, width), classes) of what goes from [B, height, width, 3] to logits; an open side is None or -1.
 
     Raises:
         UserError: it does not.
@@ -305,21 +340,23 @@ def _sizes(path: Path, shape: tuple[int | None, ...], out: tuple[int | None, ...
         raise UserError(
             f"{path} {given}; it must take one image [batch, height, width, 3] with fixed height and width."
         )
-    classes = out[1] if len(out) == 2 else None
-    if not classes or classes < 2:
-        raise UserError(f"{path} gives {list(out)}; it must give logits [batch, classes] of at least two classes.")
+    rank, least = {"classification": (2, 2), "detection": (3, 1), "segmentation": (4, 1)}[task]
+    classes = out[-1] if len(out) == rank else None
+    if not classes or classes < least:
+        raise UserError(f"{path} gives {list(out)}; it must give {_LOGITS[task]}.")
     return (height, width), classes
 
 
 def _filled(run: Predict, step: int) -> Predict:
     """The same for any number of images, for a function that is to see `step` of them (zeros fill up the rest)."""
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> Any:
         outputs = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
             filling = np.zeros((step - len(part), *part.shape[1:]), part.dtype)
-            outputs.append(run(np.concatenate([part, filling]))[: len(part)])
-        return np.concatenate(outputs)
+            outputs.append(run(np.concatenate([part, filling])))
+        # What belongs to the filling is cut off.
+        return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
 
     return predict

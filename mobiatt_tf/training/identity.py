@@ -26,7 +26,7 @@ def steps_per_epoch(dataset: Any, recipe: Recipe, strategy: tf.distribute.Strate
 
     Raises:
         ValueError: the batch does not divide over the devices and the parts of accumulation, or is larger than the
-            training split.
+            training split; or the run ends before the learning rate has fallen as the recipe says.
     """
     replicas, parts = strategy.num_replicas_in_sync, recipe.accumulation
     if recipe.batch_size % (replicas * parts):
@@ -42,7 +42,13 @@ def steps_per_epoch(dataset: Any, recipe: Recipe, strategy: tf.distribute.Strate
             f"repeats is {recipe.repeats}; with batches of {recipe.batch_size} images it must be at most "
             f"{max(recipe.batch_size // 2, 1)}, so that a batch holds different images."
         )
-    return data.steps_per_epoch(dataset.train, recipe.batch_size)
+    found = data.steps_per_epoch(dataset.train, recipe.batch_size)
+    if recipe.schedule == "steps" and recipe.decay_epoch_numbers()[-1] * found >= total_steps(recipe, found):
+        raise ValueError(
+            f"decay_epochs is {recipe.decay_epochs}, but the run ends after {total_steps(recipe, found) / found:.4g} "
+            "epochs: the learning rate would not fall. Change decay_epochs as well."
+        )
+    return found
 
 
 def check(model: keras.Model, strategy: tf.distribute.Strategy, jit_compile: bool) -> None:

@@ -161,7 +161,7 @@ def plot_curves(lines: list[dict[str, Any]], target: Path, measures: Mapping[str
     for axes, (title, curves) in zip(
         figure.subplots(1, 3),
         {
-            "loss (nats)": [("training", training, "loss", 1), ("test", tests, "loss", 1)],
+            "loss": [("training", training, "loss", 1), ("test", tests, "loss", 1)],
             "learning rate": [("", training, "learning_rate", 1)],
             "test (%)": [(label, tests, key, 100) for label, key in measures.items()],
         }.items(),

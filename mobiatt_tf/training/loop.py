@@ -118,6 +118,7 @@ def train(
     """
     output_dir = files.user_path(output_dir)
     task = task or Classification()
+    task.check_recipe(recipe)
     steps_per_epoch(dataset, recipe, strategy)  # complains before anything is written
     workers = Workers(strategy)
     with (
@@ -130,7 +131,7 @@ def train(
         with dtype_policy(recipe.precision):
             model = build_model()
         check(model, strategy, jit_compile)
-        task.check(model, dataset, recipe)
+        task.check_model(model, dataset)
         teacher = build_teacher() if build_teacher else None
         identity = identify(model, dataset, recipe, model_config or {}, task.name)
         workers.require_same(identity)
@@ -388,7 +389,9 @@ class _Run:
         return results
 
     def _write_results(self, log: RunLog, evaluation: Result, results: dict[str, Any]) -> None:
-        epoch = self.step // self.steps_per_epoch
+        epoch: float = self.step // self.steps_per_epoch
+        if self.step % self.steps_per_epoch:  # the end of a run of steps
+            epoch = round(self.step / self.steps_per_epoch, 4)
         log.write({"kind": "evaluation", "step": self.step, "epoch": epoch, **evaluation.to_line()})
         self.bar.note(f"{evaluation.summary()} after epoch {epoch}")
         lines = read_log(self.output_dir / "log.jsonl")

@@ -15,6 +15,15 @@ from mobiatt_tf.training.evaluator import Evaluator, class_count
 from mobiatt_tf.training.losses import classification_loss, distillation_loss
 from mobiatt_tf.training.recipes import Recipe
 
+# Fields of a recipe that only detection and segmentation have a meaning for, and the value that turns them off.
+_NOT_HERE: dict[str, Any] = {
+    "scale_low": 1.0,
+    "scale_high": 1.0,
+    "flip": 0.0,
+    "photometric": False,
+    "freeze_batch_norm": False,
+}
+
 # (images float32 [B, H, W, 3], targets: a tensor or a dict of tensors, each [B, ...]) -> float32 [B].
 Losses = Callable[[tf.Tensor, Any], tf.Tensor]
 
@@ -51,8 +60,15 @@ class Task(Protocol):
     name: str
     curves: Mapping[str, str]
 
-    def check(self, model: keras.Model, dataset: Any, recipe: Recipe) -> None:
-        """Whether model, data and recipe go together.
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Whether everything that the recipe asks for is done by this task.
+
+        Raises:
+            ValueError: a field that it would ignore.
+        """
+
+    def check_model(self, model: keras.Model, dataset: Any) -> None:
+        """Whether model and data go together.
 
         Raises:
             ValueError: they do not.
@@ -84,7 +100,17 @@ class Classification:
     name = "classification"
     curves: Mapping[str, str] = {"top-1": "top1", "top-5": "top5"}
 
-    def check(self, model: keras.Model, dataset: data.Dataset, recipe: Recipe) -> None:
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raises ValueError where the recipe asks for what only detection and segmentation do."""
+        if given := [
+            f"{name}={getattr(recipe, name)}" for name, off in _NOT_HERE.items() if getattr(recipe, name) != off
+        ]:
+            raise ValueError(
+                f"The recipe has {', '.join(given)}, which is for detection and segmentation. Leave it out, or name "
+                "the task."
+            )
+
+    def check_model(self, model: keras.Model, dataset: data.Dataset) -> None:
         """Raises ValueError where the model has another number of classes than the dataset."""
         if class_count(model) != len(dataset.class_names):
             raise ValueError(
