@@ -8,8 +8,11 @@ import keras
 from keras_models import deit, efficientformer_v2, pvt_v2
 from keras_models.common import copy_weights, resize
 from keras_models.deit import DeiTMobiAtt
+from keras_models.dense import start_from_classifier
 from keras_models.efficientformer_v2 import EfficientFormerV2MobiAtt
 from keras_models.pvt_v2 import PVTv2MobiAtt
+from keras_models.retinanet import RetinaNetMobiAtt
+from keras_models.semantic_fpn import SemanticFPNMobiAtt
 
 
 class Family(NamedTuple):
@@ -36,12 +39,19 @@ FAMILIES: dict[str, Family] = {
     "efficientformer_v2": Family(EfficientFormerV2MobiAtt, tuple(efficientformer_v2.VARIANTS), "s0", True, True),
 }
 
+# By the task that they are for; the first argument is the family.
+DENSE: dict[str, Callable[..., keras.Model]] = {"detection": RetinaNetMobiAtt, "segmentation": SemanticFPNMobiAtt}
+
 __all__ = [
+    "DENSE",
     "FAMILIES",
     "DeiTMobiAtt",
     "EfficientFormerV2MobiAtt",
     "Family",
     "PVTv2MobiAtt",
+    "RetinaNetMobiAtt",
+    "SemanticFPNMobiAtt",
     "copy_weights",
     "resize",
+    "start_from_classifier",
 ]

@@ -11,8 +11,10 @@ from mobiatt_tf import ops
 from mobiatt_tf.layers import (
     ATTENTIONS,
     DropPath,
+    GridTable,
     PositionEmbedding,
     ProjectedAttention,
+    TokensToMap,
     grid_tables,
     resize_position_embedding,
 )
@@ -155,7 +157,20 @@ def copy_weights(source: keras.Model, target: keras.Model, new_heads: bool = Fal
             for path, weight in source_weights.items()
             if path in target_weights or not path.startswith(behind)
         }
-    old_tables, new_tables = grid_tables(source), grid_tables(target)
+    carry_weights(source_weights, target_weights, grid_tables(source), grid_tables(target))
+
+
+def carry_weights(
+    source_weights: dict[str, Any],
+    target_weights: dict[str, Any],
+    old_tables: dict[str, GridTable],
+    new_tables: dict[str, GridTable],
+) -> None:
+    """Assigns weights by path, all or none; tables over a grid are resized to the target's.
+
+    Raises:
+        ValueError: the paths or shapes of the two sides differ; lists them.
+    """
     problems = [f"only in the source: {path}" for path in source_weights.keys() - target_weights.keys()]
     problems += [f"only in the target: {path}" for path in target_weights.keys() - source_weights.keys()]
     new_values: dict[str, np.ndarray] = {}
@@ -193,7 +208,9 @@ def resize(model: keras.Model, image_size: ImageSize) -> keras.Model:
         if not isinstance(layer, keras.layers.Layer):
             return layer
         config = layer.get_config()
-        if isinstance(layer, PositionEmbedding):  # the patch embedding has refused sides that it cannot divide
+        if isinstance(
+            layer, PositionEmbedding | TokensToMap
+        ):  # the patch embedding has refused sides that it cannot divide
             config["grid"] = [
                 places * side // before for places, side, before in zip(layer.grid, new, old, strict=True)
             ]

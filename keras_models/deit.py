@@ -8,7 +8,7 @@ What Mobile-Attention replaces: the softmax self-attention of every block, on al
 distillation tokens. Everything else stays, and so does the number of parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -67,6 +67,7 @@ def DeiTMobiAtt(
     dropout: float = 0.0,
     attention_dropout: float | None = None,
     training_size: ImageSize | None = None,
+    patch_size: int | None = None,
     features_only: bool = False,
     batch_size: int | None = None,
     dtype: str | None = None,
@@ -92,6 +93,7 @@ def DeiTMobiAtt(
         training_size: the image size at which the weights were or will be trained; None: `image_size`. It sets
             `reference_tokens` of every attention (see `mobiatt_tf.MobileAttention`), so that a model used at another
             size keeps the scale it was trained at. See also `keras_models.resize`.
+        patch_size: side of a patch in pixels; None takes the variant's (16; 7 for "quickstart").
         features_only: return a dict of tokens [B, N, D] by name instead: "embedding", "block0", ..., "norm".
         batch_size: fixed batch size of the input; None leaves it open. Exports need 1.
         dtype: dtype policy such as "float32" or "mixed_bfloat16"; None takes Keras' global policy. Logits are float32.
@@ -108,6 +110,8 @@ def DeiTMobiAtt(
     if variant not in VARIANTS:
         raise ValueError(f"There is no DeiT variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
     row = VARIANTS[variant]
+    if patch_size is not None:
+        row = replace(row, patch_size=patch_size)
     height, width = image_sides(image_size if image_size is not None else row.image_size, row.patch_size)
     trained = image_sides(training_size or (height, width), row.patch_size, "training_size")
     kinds = attention_kinds(attention, row.depth, "blocks")

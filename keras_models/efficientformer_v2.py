@@ -87,6 +87,7 @@ def EfficientFormerV2MobiAtt(
     drop_path: float | None = None,
     training_size: ImageSize | None = None,
     synchronized_batch_norm: bool = False,
+    freeze_batch_norm: bool = False,
     features_only: bool = False,
     batch_size: int | None = None,
     dtype: str | None = None,
@@ -111,6 +112,8 @@ def EfficientFormerV2MobiAtt(
             `reference_tokens` of every Mobile-Attention, so that a model used at another size keeps the scale it was
             trained at. See also `keras_models.resize`.
         synchronized_batch_norm: batch statistics over all devices of a strategy.
+        freeze_batch_norm: batch norm keeps its statistics, scales and offsets in training: for small batches on trained
+            weights. The one behind the last stage, which only a classifier has, does not.
         features_only: return a dict of the stages' maps instead, "stage1" [B, H/4, W/4, D1] to "stage4"
             [B, H/32, W/32, D4].
         batch_size: fixed batch size of the input; None leaves it open. Exports need 1.
@@ -136,7 +139,7 @@ def EfficientFormerV2MobiAtt(
     # Stage 3 attends at half its resolution, stage 4 at its own: the same number of tokens.
     reference_tokens = (trained[0] // strides[-1]) * (trained[1] // strides[-1])
     rates = drop_path_rates(row.drop_path if drop_path is None else drop_path, sum(row.depths))
-    norm = {"synchronized": synchronized_batch_norm}
+    norm: dict[str, Any] = {"synchronized": synchronized_batch_norm, "frozen_norm": freeze_batch_norm}
     features: dict[str, Any] = {}
 
     def attention_block(kind: str, strides: int, name: str) -> ConvAttention:
@@ -169,14 +172,14 @@ def EfficientFormerV2MobiAtt(
         name = name or f"efficientformer_v2_{variant}_{attention_label(kinds)}"
         if features_only:
             return keras.Model(images, features, name=f"{name}_features")
-        final = BatchNorm(name="norm", **norm)
+        final = BatchNorm(name="norm", synchronized=synchronized_batch_norm)
         pooled = keras.layers.GlobalAveragePooling2D(name="pool")(final(x))  # [B, D]
         heads = ("head", "head_distillation")[: 2 if distilled else 1]
         outputs = [logits(pooled, head, num_classes, _initializer()) for head in heads]
     return classifier(images, outputs, name)
 
 
-def _downsample(x: Any, dim: int, with_attention: bool, norm: dict[str, bool], stage: str) -> Any:
+def _downsample(x: Any, dim: int, with_attention: bool, norm: dict[str, Any], stage: str) -> Any:
     """[B, H, W, C] to [B, H / 2, W / 2, dim]: a strided convolution, before stage 4 with attention added."""
     coarse = ConvBN(dim, 3, 2, name=f"{stage}_downsample_conv", **norm)(x)
     if not with_attention:
@@ -185,7 +188,7 @@ def _downsample(x: Any, dim: int, with_attention: bool, norm: dict[str, bool], s
     return keras.layers.Add(name=f"{stage}_downsample_add")([attention(x), coarse])
 
 
-def _mlp(x: Any, dim: int, hidden_dim: int, norm: dict[str, bool], name: str) -> Any:
+def _mlp(x: Any, dim: int, hidden_dim: int, norm: dict[str, Any], name: str) -> Any:
     """1 x 1, depthwise 3 x 3 and 1 x 1 convolutions with batch norm, GELU after the first two; [B, H, W, dim]."""
     hidden = ConvBN(hidden_dim, kernel_initializer=_initializer(), name=f"{name}_fc1", **norm)(x)
     hidden = _gelu(f"{name}_gelu1")(hidden)  # [B, H, W, hidden_dim]

@@ -12,6 +12,9 @@ import mobiatt_tf.layers  # also registers the layers that saved models name
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.files import user_path
 
+# What the layers that detectors and segmenters add to a backbone are called: `keras_models.pyramid` and its users.
+DENSE_PREFIXES = ("pyramid_", "fpn_", "box_head_", "class_head_", "segment_")
+
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")
 class DistilledModel(keras.Model):
@@ -77,8 +80,38 @@ def dtype_policy(policy: str | None) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+def is_dense(model: keras.Model) -> bool:
+    """Whether a model of `keras_models` is a detector or a segmenter."""
+    return any(weight.path.startswith(DENSE_PREFIXES) for weight in model.weights)
+
+
+def check_reference_tokens(source: keras.Model, target: keras.Model) -> None:
+    """Raises ValueError where a Mobile-Attention of `target` has other `reference_tokens` than its twin in `source`."""
+    kinds = mobiatt_tf.layers.MobileAttention | mobiatt_tf.layers.MobileConvAttention
+    found, wanted = (
+        {layer.name: layer.reference_tokens for layer in model.layers if isinstance(layer, kinds)}
+        for model in (source, target)
+    )
+    for name in sorted(found.keys() & wanted.keys()):
+        if found[name] != wanted[name]:
+            height, width = source.inputs[0].shape[1:3]
+            raise ValueError(
+                f"{name} was trained with reference_tokens={found[name]}, but {target.name} has {wanted[name]}: its "
+                "outputs would have another scale. Build it with training_size set to that of the source, whose images "
+                f"have {height} x {width} pixels."
+            )
+
+
+def layer_calls(model: keras.Model) -> list[Any]:
+    """The nodes of a model's graph: one for each call of each layer, with `operation`, `input_tensors` and outputs."""
+    graph = getattr(model, "_functional", None) or model  # a Sequential model keeps its graph in a model of its own
+    return [node for nodes in getattr(graph, "_nodes_by_depth", {}).values() for node in nodes]
+
+
 def rebuild(model: keras.Model, batch_size: int | None, dense_patches: bool = False) -> keras.Model:
     """A float32 copy of a functional model with another batch size; shares nothing with the original.
+
+    Several outputs keep their structure: a dict keeps its keys, and a `DistilledModel` is one again.
 
     Exports use batch 1: with an open batch size DeiT-Tiny converts to 1278 nodes in 86 XNNPACK partitions, with batch 1
     to about 880 in one.
@@ -89,15 +122,13 @@ def rebuild(model: keras.Model, batch_size: int | None, dense_patches: bool = Fa
         dense_patches: see `dense` of `mobiatt_tf.layers.PatchEmbedding`.
 
     Raises:
-        ValueError: the model does not have exactly one input of known size and one output.
+        ValueError: the model does not have exactly one input of known size.
     """
     if len(model.inputs) != 1 or None in model.inputs[0].shape[1:]:
         shapes = [tuple(tensor.shape) for tensor in model.inputs]
         raise ValueError(
             f"Only models with one input of fixed height and width can be exported, but inputs are {shapes}."
         )
-    if len(model.outputs) != 1 and not isinstance(model, DistilledModel):
-        raise ValueError(f"Only models with one output can be exported, but {model.name} has {len(model.outputs)}.")
 
     def in_float32(layer: keras.Operation) -> keras.Operation:
         if not isinstance(layer, keras.layers.Layer):

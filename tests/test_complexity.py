@@ -5,6 +5,7 @@ import pytest
 
 from keras_models import FAMILIES
 from mobiatt_tf.complexity import count_macs
+from mobiatt_tf.layers import ConvBN
 from tests.models.published import size_of
 
 # G multiply-adds of one 224 x 224 image: figure and how many digits it was published with. DeiT and PVTv2 from
@@ -65,3 +66,17 @@ def test_an_open_image_size_is_refused() -> None:
     images = keras.Input((None, None, 3))
     with pytest.raises(ValueError, match="build the model at a fixed size"):
         count_macs(keras.Model(images, keras.layers.Conv2D(4, 3)(images)))
+
+
+def test_a_layer_that_is_called_again_counts_again() -> None:
+    images = keras.Input((8, 6, 3))
+    shared = keras.layers.Conv2D(3, 3, padding="same")
+    x = keras.layers.MaxPooling2D()(shared(shared(images)))
+    assert count_macs(keras.Model(images, shared(x))) == (2 * 48 + 12) * 9 * 3 * 3
+
+
+def test_a_layer_of_layers_that_is_called_again_is_not_known() -> None:
+    images = keras.Input((8, 6, 3))
+    shared = ConvBN(3, 3)
+    with pytest.raises(ValueError, match="holds layers and is called again"):
+        count_macs(keras.Model(images, shared(shared(images))))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import keras
 
+from mobiatt_tf.models import DENSE_PREFIXES
+
 # A row: the path of a Keras layer -> the prefix of its PyTorch tensors, and, where a fused projection is meant, which
 # of how many equal parts of its rows. `{s}` is the stage counted from 0.
 _Row = tuple[str, str, tuple[int, int] | None]
@@ -135,7 +137,7 @@ class Tensor:
 
 
 def pytorch_tensors(model: keras.Model) -> dict[str, Tensor]:
-    """The PyTorch tensor of every weight of the model, by the weight's path.
+    """The PyTorch tensor of every weight of the model, by path; of a detector or a segmenter those of the backbone.
 
     Raises:
         ValueError: the model is not one of `keras_models`.
@@ -143,7 +145,11 @@ def pytorch_tensors(model: keras.Model) -> dict[str, Tensor]:
     rows = _rows_of(model)
     # The last layer that lists a weight is the innermost one: its owner.
     owners = {weight.path: layer for layer in model._flatten_layers(include_self=False) for weight in layer.weights}
-    return {weight.path: _tensor(weight, owners[weight.path], rows) for weight in model.weights}
+    return {
+        weight.path: _tensor(weight, owners[weight.path], rows)
+        for weight in model.weights
+        if not weight.path.startswith(DENSE_PREFIXES)
+    }
 
 
 def timm_name(key: str) -> str:

@@ -22,7 +22,7 @@ from absl import flags
 
 from mobiatt_tf import cli, files, quantization
 from mobiatt_tf.errors import UserError, first_line
-from mobiatt_tf.models import load_trained, rebuild
+from mobiatt_tf.models import DistilledModel, load_trained, rebuild
 from mobiatt_tf.verification import Comparison, checking_images, compare, keras_logits
 
 OPSET = 17
@@ -117,6 +117,12 @@ def report_path(output: Path) -> Path:
 
 def convert(model: keras.Model, batch_size: int | None = None) -> Any:
     """The `onnx.ModelProto` of a functional Keras model; arguments and errors as in `export`."""
+    shapes = [tuple(output.shape) for output in model.outputs]
+    if any(len(shape) != 2 for shape in shapes) or (len(shapes) > 1 and not isinstance(model, DistilledModel)):
+        raise UserError(
+            f"Only classifiers can be exported to ONNX, but {model.name} has outputs of the shapes {shapes}. "
+            "TFLite and Core ML take detectors and segmenters."
+        )
     try:
         import tf2onnx
     except ImportError as error:

@@ -29,7 +29,7 @@ from mobiatt_tf.layers import (
     grid_tables,
     resize_position_embedding,
 )
-from mobiatt_tf.models import load_trained
+from mobiatt_tf.models import check_reference_tokens, is_dense, load_trained
 
 # Counters and index tables, which carry no weights.
 _BOOKKEEPING = re.compile(r"num_batches_tracked$|attention_bias_idxs$|\.ab$")
@@ -110,10 +110,11 @@ def _load(
     """`load_pytorch` of all tensors but `skipped`; with `new_heads`, heads that find no tensor stay as they are."""
     wanted = pytorch_tensors(model)
     weights = {weight.path: weight for weight in model.weights}
+    new = [path for path in weights if path not in wanted]  # what a detector or a segmenter adds to its backbone
     tables = grid_tables(model)
     used: set[str] = set()
     values: dict[str, np.ndarray] = {}
-    resized, new, missing, problems = [], [], [], []
+    resized, missing, problems = [], [], []
     for path, tensor in wanted.items():
         shape = tuple(weights[path].shape)
         absent = [key for key in tensor.keys if key not in state or key in skipped]
@@ -193,6 +194,8 @@ def _grid_of(
 def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
     """Initialises a model for fine-tuning from a PyTorch checkpoint or from a model of ours.
 
+    A detector or a segmenter takes the backbone of either, whatever it was trained for; its own layers stay new.
+
     Each classifier head is carried over where both sides have it with as many classes; else the model's stays at its
     initial values and the checkpoint's is dropped.
 
@@ -202,11 +205,14 @@ def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
 
     Raises:
         UserError: as `load_pytorch`, or the .keras file cannot be read.
-        ValueError: one of the two models is not of `keras_models`.
+        ValueError: one of the two models is not of `keras_models`, or a detector or a segmenter was built for other
+            `reference_tokens` than the backbone was trained with: give it that `training_size`.
     """
     size = None
     if files.user_path(path).is_dir() or Path(path).suffix == ".keras":
         trained = load_trained(path)
+        if is_dense(model):
+            check_reference_tokens(trained, model)
         state, size = pytorch_state_dict(trained), tuple(trained.inputs[0].shape[1:3])
     else:
         state = read_checkpoint(path)
@@ -217,6 +223,8 @@ def start_from(model: keras.Model, path: str | os.PathLike[str]) -> LoadReport:
 
 def pytorch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     """All weights of a model of `keras_models` under timm's names and in PyTorch's layouts, float32.
+
+    Of a detector or a segmenter these are the weights of its backbone.
 
     A table over a grid that is not square does not tell its sides: loading it again wants `checkpoint_size`.
 

@@ -29,6 +29,7 @@ from mobiatt_tf.layers.layer_scale import LayerScale
 from mobiatt_tf.layers.mlp import MLP, DepthwiseMLP
 from mobiatt_tf.layers.norm import RootMeanSquareNorm
 from mobiatt_tf.layers.reduction import SpatialReduction
+from mobiatt_tf.layers.token_map import TokensToMap
 
 __all__ = [
     "ATTENTIONS",
@@ -55,6 +56,7 @@ __all__ = [
     "SoftmaxAttention",
     "SpatialReduction",
     "StridedDepthwiseResidual",
+    "TokensToMap",
     "grid_tables",
     "resize_position_embedding",
 ]

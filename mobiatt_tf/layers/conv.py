@@ -72,7 +72,7 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")
 class ConvBN(keras.layers.Layer):
-    """Convolution with bias, then batch norm, [B, H, W, C] to [B, ceil(H / s), ceil(W / s), filters].
+    """Convolution with bias, batch norm, and perhaps a ReLU: [B, H, W, C] to [B, ceil(H / s), ceil(W / s), filters].
 
     Children `conv` and `bn`. Padding is PyTorch's, see `pad_as_torch`.
 
@@ -82,9 +82,12 @@ class ConvBN(keras.layers.Layer):
         strides: step of the window.
         kernel_initializer: of the kernel; None takes PyTorch's default, see `pytorch_initializer`.
         synchronized: batch statistics over all devices of a strategy (TensorFlow only).
+        frozen_norm: the batch norm keeps its statistics, scale and offset in training too, as torchvision's
+            FrozenBatchNorm2d; a setting of the layer, so that it survives saving.
+        activation: None or "relu", behind the batch norm. With the norm folded, a file has one operator for all three.
 
     Raises:
-        ValueError: an even kernel, whose padding PyTorch and this layer would not share.
+        ValueError: an even kernel, whose padding PyTorch and this layer would not share, or another activation.
     """
 
     def __init__(
@@ -94,16 +97,22 @@ class ConvBN(keras.layers.Layer):
         strides: int = 1,
         kernel_initializer: Any = None,
         synchronized: bool = False,
+        frozen_norm: bool = False,
+        activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, but kernel_size={kernel_size} was given.")
+        if activation not in (None, "relu"):
+            raise ValueError(f"activation must be None or 'relu', but activation={activation!r} was given.")
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
         self.kernel_initializer = None if kernel_initializer is None else keras.initializers.get(kernel_initializer)
         self.synchronized = synchronized
+        self.frozen_norm = frozen_norm
+        self.activation = activation
 
     def build(self, input_shape: Any) -> None:
         arguments: dict[str, Any] = {
@@ -120,12 +129,15 @@ class ConvBN(keras.layers.Layer):
         else:
             self.conv = keras.layers.Conv2D(self.filters, kernel_initializer=initializer, **arguments)
         self.conv.build(padded_shape(input_shape, self.kernel_size, self.strides))
-        self.bn = BatchNorm(synchronized=self.synchronized, name="bn", dtype=self.dtype_policy)
+        self.bn = BatchNorm(
+            synchronized=self.synchronized, trainable=not self.frozen_norm, name="bn", dtype=self.dtype_policy
+        )
         self.bn.build(self.compute_output_shape(input_shape))
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         x = self.conv(pad_as_torch(inputs, self.kernel_size, self.strides))  # [B, ceil(H / s), ceil(W / s), filters]
-        return self.bn(x, training=training)
+        x = self.bn(x, training=training)
+        return keras.ops.relu(x) if self.activation else x
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*strided_shape(input_shape, self.strides), self.filters or input_shape[-1])
@@ -139,6 +151,8 @@ class ConvBN(keras.layers.Layer):
             "strides": self.strides,
             "kernel_initializer": None if initializer is None else keras.initializers.serialize(initializer),
             "synchronized": self.synchronized,
+            "frozen_norm": self.frozen_norm,
+            "activation": self.activation,
         }
 
 

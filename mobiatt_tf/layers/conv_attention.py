@@ -29,7 +29,7 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
         key_dim: width of query and key over all heads.
         value_dim: width of the value over all heads.
         strides: 1, or 2 to attend at half the resolution; both sides of the map must then be even.
-        synchronized: batch statistics over all devices of a strategy.
+        synchronized, frozen_norm: see `ConvBN`.
 
     Raises:
         ValueError: heads that divide no width, or a map of unknown or odd sides.
@@ -42,6 +42,7 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
         value_dim: int,
         strides: int = 1,
         synchronized: bool = False,
+        frozen_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,6 +54,7 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
         self.value_dim = value_dim
         self.strides = strides
         self.synchronized = synchronized
+        self.frozen_norm = frozen_norm
 
     def build(self, input_shape: Any) -> None:
         if len(input_shape) != 4 or None in input_shape[1:] or any(side % self.strides for side in input_shape[1:3]):
@@ -124,6 +126,7 @@ class ConvAttention(keras.layers.Layer, abc.ABC):
             "value_dim": self.value_dim,
             "strides": self.strides,
             "synchronized": self.synchronized,
+            "frozen_norm": self.frozen_norm,
         }
 
 
@@ -246,7 +249,7 @@ class DownsamplingConvAttention(keras.layers.Layer):
         num_heads: heads.
         key_dim: width of query and key over all heads.
         value_dim: width of the value over all heads.
-        synchronized: batch statistics over all devices of a strategy.
+        synchronized, frozen_norm: see `ConvBN`.
 
     Raises:
         ValueError: heads that do not divide the widths, or a map of unknown sides.
@@ -259,6 +262,7 @@ class DownsamplingConvAttention(keras.layers.Layer):
         key_dim: int = 128,
         value_dim: int = 512,
         synchronized: bool = False,
+        frozen_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -268,6 +272,7 @@ class DownsamplingConvAttention(keras.layers.Layer):
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.synchronized = synchronized
+        self.frozen_norm = frozen_norm
         self.formulation: formulation.Formulation | None = None  # of exports
 
     def build(self, input_shape: Any) -> None:
@@ -347,6 +352,7 @@ class DownsamplingConvAttention(keras.layers.Layer):
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
             "synchronized": self.synchronized,
+            "frozen_norm": self.frozen_norm,
         }
 
 
@@ -360,8 +366,9 @@ def check_heads(num_heads: int, key_dim: int, value_dim: int) -> None:
 
 
 def built_conv(parent: Any, name: str, filters: int | None, shape: Any, **arguments: Any) -> ConvBN:
-    """A `ConvBN` child for inputs of `shape`, with the precision and the synchronisation of its parent."""
-    conv = ConvBN(filters, synchronized=parent.synchronized, name=name, dtype=parent.dtype_policy, **arguments)
+    """A `ConvBN` child for inputs of `shape`, with the precision and the batch norm settings of its parent."""
+    norm: dict[str, Any] = {"synchronized": parent.synchronized, "frozen_norm": parent.frozen_norm}
+    conv = ConvBN(filters, name=name, dtype=parent.dtype_policy, **norm, **arguments)
     conv.build(shape)
     return conv
 

@@ -12,6 +12,7 @@ import mobiatt_tf.interop.onnx as exporter
 from keras_models import FAMILIES
 from mobiatt_tf import data, quantization, verification
 from mobiatt_tf.errors import UserError
+from tests.models.dense import toy
 from tests.processes import run_module
 
 to_numpy = keras.ops.convert_to_numpy
@@ -143,3 +144,9 @@ def test_command_line(tmp_path: Path) -> None:
         assert message in failed.stderr
         assert "Traceback" not in failed.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "model.onnx", "model.onnx.json"]
+
+
+def test_detectors_and_segmenters_are_refused() -> None:
+    for task, shape in (("detection", r"\(None, 2313, 4\)"), ("segmentation", r"\(None, 24, 32, 3\)")):
+        with pytest.raises(UserError, match=rf"Only classifiers can be exported to ONNX, but .*{shape}"):
+            exporter.convert(toy(task, "pvt_v2"))
