@@ -55,6 +55,11 @@ class Row:
     median_seconds: float | None = None
     refused: str | None = None
 
+    @property
+    def score(self) -> float:
+        """What decides whether a file is kept."""
+        return self.top1
+
 
 def keras_runner(model: keras.Model) -> Logits:
     """The logits of a Keras model."""
@@ -116,9 +121,7 @@ def make_rows(
         UserError: a file that does not run.
     """
     reference = logits[FLOAT]
-    measured = HostDevice().run(Plan(graphs=tuple(paths.values()), runs=runs, profile=False))
-    if measured.interrupted:
-        raise KeyboardInterrupt
+    costs, measured = cost_of(paths, runs)
     rows = []
     for name, values in logits.items():
         fake = logits.get(twins.get(name, ""))
@@ -130,23 +133,36 @@ def make_rows(
             agreement_with_fake_quant=None if fake is None else _agreement(values, fake),
             error=relative_error(values, reference),
         )
-        if name in paths:
-            position = list(paths).index(name)
-            found = measured.measurements[position]
-            description = measured.descriptions[position]
-            relative, summary = ratio(found, reference_of(measured, found)), summarize(found.latencies)
-            row = dataclasses.replace(
-                row,
-                file=paths[name].name,
-                size_bytes=description.size_bytes,
-                nodes=description.nodes,
-                partitions=description.delegate_partitions,
-                undelegated_ops=description.undelegated_ops,
-                latency_ratio=relative.median if relative else None,
-                median_seconds=summary.median if summary else None,
-            )
-        rows.append(row)
+        rows.append(dataclasses.replace(row, **costs.get(name, {})))
     return rows, measured
+
+
+def cost_of(paths: Mapping[str, Path], runs: int) -> tuple[dict[str, dict[str, Any]], Measurements]:
+    """Measures files in turns: the fields of a row from `file` and `size_bytes` on, by name, and the measurement.
+
+    Args:
+        paths: files by name; latencies refer to the first.
+        runs: timed inferences of each file.
+
+    Raises:
+        UserError: a file that does not run.
+    """
+    measured = HostDevice().run(Plan(graphs=tuple(paths.values()), runs=runs, profile=False))
+    if measured.interrupted:
+        raise KeyboardInterrupt
+    costs = {}
+    for name, found, description in zip(paths, measured.measurements, measured.descriptions, strict=True):
+        relative, summary = ratio(found, reference_of(measured, found)), summarize(found.latencies)
+        costs[name] = {
+            "file": paths[name].name,
+            "size_bytes": description.size_bytes,
+            "nodes": description.nodes,
+            "partitions": description.delegate_partitions,
+            "undelegated_ops": description.undelegated_ops,
+            "latency_ratio": relative.median if relative else None,
+            "median_seconds": summary.median if summary else None,
+        }
+    return costs, measured
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -159,24 +175,24 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.mean(first.argmax(-1) == second.argmax(-1)))
 
 
-def check_loss(row: Row, float_top1: float, max_loss: float, worst_layer: tuple[str, float] | None) -> str | None:
+def check_loss(row: Any, float_score: float, max_loss: float, worst_layer: tuple[str, float] | None) -> str | None:
     """Why a file must not be kept, as a sentence; None if it may.
 
     Args:
-        row: the file.
-        float_top1: top-1 of the float model on the same images.
+        row: the file: a `Row`, or a `dense_report.DenseRow`.
+        float_score: top-1 of the float model on the same images, or the headline metric of another task.
         max_loss: how much of it a file may lose, as a share in [0, 1].
         worst_layer: the layer with the largest error of its own, and that error, if known.
     """
-    loss = float_top1 - row.top1
+    loss = float_score - row.score
     if loss <= max_loss:
         return None
     layer = ""
     if worst_layer is not None:
         layer = f" The layer that loses most is {worst_layer[0]} (relative error {worst_layer[1]:.3f})."
     return (
-        f"{row.name} has {row.top1:.2%} where the float model has {float_top1:.2%}: it loses {100 * loss:.2f} points, "
-        f"more than the allowed {100 * max_loss:.2f} (--max_top1_loss).{layer}"
+        f"{row.name} has {row.score:.2%} where the float model has {float_score:.2%}: it loses {100 * loss:.2f} "
+        f"points, more than the allowed {100 * max_loss:.2f} (--max_top1_loss).{layer}"
     )
 
 
@@ -196,7 +212,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def to_json(
-    rows: Sequence[Row], layer_errors: Mapping[str, float], measured: Measurements, extra: Mapping[str, Any]
+    rows: Sequence[Any], layer_errors: Mapping[str, float], measured: Measurements, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything as plain values."""
     return {
@@ -219,17 +235,24 @@ def write_report(output: Path, report: Mapping[str, Any]) -> None:
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Top-1, size and latency of every row, and the error that each layer makes."""
+    """Top-1 or another task's metrics, size and latency of every row, and the error that each layer makes."""
     from matplotlib.figure import Figure
 
     rows = report["rows"]
     measured = [row for row in rows if row["size_bytes"] is not None]
     figure = Figure(figsize=(16, 5), layout="constrained")
     accuracy, cost, errors = figure.subplots(1, 3)
-    accuracy.barh([row["name"] for row in rows], [100 * row["top1"] for row in rows])
+    titles = report.get("metrics", {"top1": "Top-1"})  # by their keys; the first is the headline
+    height = 0.8 / len(titles)
+    for offset, (key, title) in enumerate(titles.items()):
+        values = [100 * (row[key] if "metrics" not in row else row["metrics"][key]) for row in rows]
+        bars = accuracy.barh([place + height * offset for place in range(len(rows))], values, height, label=title)
+        accuracy.bar_label(bars, fmt="%.2f")
+    accuracy.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], [row["name"] for row in rows])
     accuracy.invert_yaxis()
-    accuracy.bar_label(accuracy.containers[0], fmt="%.2f")
-    accuracy.set(title=f"Top-1 on {report['test_images']:,} test images (%)", xlim=(0, 110))
+    if len(titles) > 1:
+        accuracy.legend()
+    accuracy.set(title=f"{' and '.join(titles.values())} on {report['test_images']:,} test images (%)", xlim=(0, 110))
     for offset, (key, label) in enumerate((("size_bytes", "size"), ("latency_ratio", "latency, 1 thread"))):
         places = [index + 0.4 * offset for index in range(len(measured))]
         values = [row[key] / (measured[0][key] or 1) for row in measured]

@@ -13,9 +13,11 @@ from mobiatt_tf import layers, quantization
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.formulation import Formulation
 from mobiatt_tf.lean import lean
-from mobiatt_tf.models import rebuild
+from mobiatt_tf.models import DistilledModel, rebuild
+from mobiatt_tf.quantization.aware import projections
 from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES
 from tflite import float_ops
+from tflite.upsampling import with_concatenations
 
 # What a float model can be written as. A quantized one (`mobiatt_tf.quantization`) is written as its policy says.
 FORMATS = {
@@ -85,25 +87,30 @@ def convert(
     """Converts a functional Keras model, whatever its batch size and precision, to a batch-1 .tflite file.
 
     Args:
-        model: a functional model with one input, float [B, height, width, channels], and one output; float, or out of
-            `quantization.quantize_aware`.
+        model: a functional model with one input, float [B, height, width, channels], and one output, or the boxes and
+            logits of a detector; float, or out of `quantization.quantize_aware`.
         format: see `format_of`.
         formulation: how Mobile-Attention is written; None takes `formulation_for(format)`.
         optimize: False writes the graph as it is trained, without any of these rewrites.
 
     Returns:
-        The file's content; one signature, "serving_default", from "images" to "output_0". The policies with int8
-        activations have int8 input and output with scale and zero point.
+        The file's content; one signature, "serving_default", from "images" to "output_0", or to "boxes" and "logits".
+        The policies with int8 activations have int8 input and outputs, each with a scale and zero point of its own.
 
     Raises:
-        ValueError: a format that the model cannot be written in, a model that cannot be rebuilt or is not calibrated.
+        ValueError: a format that the model cannot be written in, a model that cannot be rebuilt, has other outputs or
+            is not calibrated.
         UserError: TensorFlow's converter refuses the model.
     """
     format = format_of(model, format)
     policy = quantization.policy_of(model)
+    _check_outputs(model)
     copy = rebuild(model, batch_size=1, dense_patches=optimize)
+    if optimize:
+        copy = with_concatenations(copy)
     if policy is not None:
         quantization.bake(copy)
+        _tell_biases_apart(copy)
     elif optimize:
         copy = lean(copy)
     if optimize:
@@ -115,6 +122,30 @@ def convert(
         return content
     kept = ("LOGISTIC",) if policy.attention else ()  # rounded in training, too
     return float_ops.to_float(content, tuple(name for name in float_ops.FLOAT_ONLY if name not in kept))
+
+
+def _check_outputs(model: keras.Model) -> None:
+    if len(model.outputs) == 1 or isinstance(model, DistilledModel):
+        return
+    if not isinstance(model.output, dict) or model.output.keys() != {"boxes", "logits"}:
+        raise ValueError(
+            f"Only models with one output can be exported, but {model.name} has {len(model.outputs)}; detectors have "
+            "boxes and logits."
+        )
+
+
+def _tell_biases_apart(model: keras.Model) -> None:
+    """Moves one number of every bias that has the same number, not 0, for all channels, by the smallest step.
+
+    TensorFlow's converter (2.21) keeps such a bias as one value, quantizes that by the scale of the first channel and
+    writes the result for every channel, whose scales differ: the logits of an untrained detector, whose biases all are
+    -4.6, were off by 1.3.
+    """
+    for projection in projections(model):
+        bias = None if projection.bias is None else keras.ops.convert_to_numpy(projection.bias).copy()
+        if bias is not None and len(bias) > 1 and bias[0] != 0 and np.ptp(bias) == 0:
+            bias[-1] = np.nextafter(bias[-1], np.float32(0))
+            projection.bias.assign(bias)
 
 
 def use_formulation(model: keras.Model, formulation: Formulation) -> None:

@@ -4,7 +4,7 @@ Example:
     python -m tflite.qat --checkpoint=runs/quickstart/train --policy=int8 --output_dir=runs/qat
 
 Trains in float32. Run again, it resumes where it was stopped. The .tflite file is kept only if it loses no more than
---max_top1_loss points on the whole test set.
+--max_top1_loss points on the whole test set. Detectors and segmenters are trained by their own task's loss.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from absl import flags
 
-from mobiatt_tf import cli, data, files, quantization, training, verification
+from mobiatt_tf import cli, files, quantization, tasks, training
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.lean import lean
 from mobiatt_tf.models import load_trained
@@ -25,10 +25,13 @@ from tflite import convert, quantize
 # Only policies that training can do something for; float16 loses nothing as it is.
 POLICIES = ("int8", "int8_full", "dynamic")
 
+# What the qat recipe has instead for detectors and segmenters: images are large, and the losses have no smoothing.
+DENSE_RECIPE: dict[str, Any] = {"batch_size": 16, "label_smoothing": 0.0, "flip": 0.5}
+
 
 def fine_tune(
     checkpoint: str,
-    dataset: data.Dataset,
+    dataset: Any,
     policy: str,
     recipe: training.Recipe,
     output: Path,
@@ -36,18 +39,20 @@ def fine_tune(
     calibration_images: int = 512,
     cadence: training.Cadence | None = None,
     jit_compile: bool = False,
+    task: str = "classification",
 ) -> dict[str, Any]:
     """Trains the calibrated fake-quantized copy of a float model in `output`, or goes on with it.
 
     Args:
         checkpoint: of the float model, see `load_trained`.
-        dataset: the images it learns from and is measured on.
+        dataset: the images it learns from and is measured on, of the kind that the task takes.
         policy: one of `POLICIES`.
         recipe: from `training.make_recipe("qat")`; drop_path is the float model's.
         output: directory of this run alone.
         strategy: from `training.make_strategy`.
         calibration_images: training images that set the start ranges.
         cadence, jit_compile: see `training.train`.
+        task: of the model, one of `tasks.TASKS`.
 
     Returns:
         What results.json says.
@@ -71,7 +76,15 @@ def fine_tune(
         "started_from": files.sha256(path)[:16] if path.is_file() else None,
     }
     return training.train(
-        build, dataset, recipe, output, strategy, model_config=identity, cadence=cadence, jit_compile=jit_compile
+        build,
+        dataset,
+        recipe,
+        output,
+        strategy,
+        model_config=identity,
+        cadence=cadence,
+        jit_compile=jit_compile,
+        task=tasks.make_task(task),
     )
 
 
@@ -79,13 +92,14 @@ def main(_: Sequence[str]) -> None:
     """Runs the pipeline as the flags say."""
     values = flags.FLAGS
     output = files.user_path(values.output_dir)
-    dataset = verification.dataset_of(values.checkpoint, values.dataset, values.cache_dir)
+    dataset = quantize.load_dataset(values.checkpoint, values.dataset, values.cache_dir)
     if values.limit_train:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(values.limit_train))
     model = quantize.load_float(values.checkpoint, dataset)
     try:
+        task = tasks.task_of(model)
         overrides = {name: flags.FLAGS[name].value for name in _RECIPE_FLAGS if flags.FLAGS[name].value is not None}
-        recipe = training.make_recipe("qat", **overrides)
+        recipe = training.make_recipe("qat", **{**({} if task == "classification" else DENSE_RECIPE), **overrides})
         strategy = training.make_strategy(values.strategy)
         results = fine_tune(
             values.checkpoint,
@@ -97,6 +111,7 @@ def main(_: Sequence[str]) -> None:
             values.calibration_images,
             training.Cadence(checkpoint_steps=values.checkpoint_every_steps),
             values.jit_compile,
+            task,
         )
     except training.TrainingInterrupted as interruption:
         print(interruption, file=sys.stderr)
@@ -136,6 +151,10 @@ _RECIPE_FLAGS = {
     "ema_decay": flags.DEFINE_float,
     "clip_norm": flags.DEFINE_float,
     "augmentation": flags.DEFINE_string,
+    "flip": flags.DEFINE_float,
+    "scale_low": flags.DEFINE_float,
+    "scale_high": flags.DEFINE_float,
+    "accumulation": flags.DEFINE_integer,
     "seed": flags.DEFINE_integer,
 }
 

@@ -4,7 +4,8 @@ Example:
     python -m tflite.quantize --checkpoint=runs/quickstart/train --method=int8,dynamic --output_dir=runs/quantized
 
 Every file is run against the float model on the whole test set before it is kept; one that loses more than
---max_top1_loss points is refused. What calibration alone loses, training wins back: see tflite.qat.
+--max_top1_loss points of top-1 (of AP for a detector, of mIoU for a segmenter) is refused. What calibration alone
+loses, training wins back: see tflite.qat.
 """
 
 import contextlib
@@ -23,13 +24,15 @@ import keras
 import numpy as np
 from absl import flags
 
-from mobiatt_tf import cli, data, files, quantization, verification
+from mobiatt_tf import cli, files, quantization, verification
 from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.lean import lean
 from mobiatt_tf.models import load_trained, rebuild
+from mobiatt_tf.quantization.calibration import calibration_images
+from mobiatt_tf.tasks import task_of
 from mobiatt_tf.training.checkpoints import locked
-from mobiatt_tf.training.evaluator import class_count
-from tflite import comparison, convert, export, inspect
+from mobiatt_tf.verification import class_count
+from tflite import comparison, convert, dense_report, export, inspect
 from tflite.comparison import FAKE_QUANT, FLOAT, Row
 from tflite.verify import FileRunner
 
@@ -46,7 +49,20 @@ METHODS = {
 _LAYER_ERROR_IMAGES = 32
 
 
-def load_float(checkpoint: str, dataset: data.Dataset) -> keras.Model:
+def load_dataset(checkpoint: str, name: str | None, cache_dir: str | None) -> Any:
+    """The dataset called `name`, else that of the run, as the task of the model at `checkpoint` takes it.
+
+    Raises:
+        UserError: the model cannot be read, or the dataset cannot be had.
+    """
+    try:
+        task = task_of(load_trained(checkpoint))
+    except ValueError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    return verification.dataset_of(checkpoint, name, cache_dir, task)
+
+
+def load_float(checkpoint: str, dataset: Any) -> keras.Model:
     """The model of a run in float32, checked against the dataset.
 
     Raises:
@@ -68,7 +84,7 @@ def load_float(checkpoint: str, dataset: data.Dataset) -> keras.Model:
 
 def quantize(
     model: keras.Model,
-    dataset: data.Dataset,
+    dataset: Any,
     methods: Sequence[str],
     output: Path,
     calibration_images: int = 512,
@@ -78,12 +94,12 @@ def quantize(
     """Writes METHOD.tflite for each method that passes, float32.tflite, report.json and report.png into `output`.
 
     Args:
-        model: float functional model of images [B, height, width, 3] to logits [B, classes].
-        dataset: training images to calibrate on, test images to compare on.
+        model: float functional model of images [B, height, width, 3]: a classifier, a detector or a segmenter.
+        dataset: training images to calibrate on, test images to compare on; of the kind that the model's task takes.
         methods: keys of `METHODS`.
         output: directory.
         calibration_images: how many training images.
-        max_top1_loss: what a file may lose on the test set, as a share in [0, 1].
+        max_top1_loss: what a file may lose on the test set, as a share in [0, 1]: of top-1, AP or mIoU.
         runs: timed inferences of each file.
 
     Returns:
@@ -140,7 +156,7 @@ def candidates(output: Path) -> Iterator[Path]:
 def compare_and_keep(
     model: keras.Model,
     twins: Mapping[str, keras.Model],
-    dataset: data.Dataset,
+    dataset: Any,
     paths: dict[str, Path],
     output: Path,
     max_top1_loss: float,
@@ -151,7 +167,7 @@ def compare_and_keep(
     """Compares candidate files on the whole test set, moves the good ones to `output` and writes the report.
 
     Args:
-        model: the float model.
+        model: the float model, of any task.
         twins: name of a file to the fake-quantized model it was made from, for those that have one.
         dataset: its test split is compared on.
         paths: candidate files by the name they get; "float32.tflite" first.
@@ -162,8 +178,9 @@ def compare_and_keep(
         extra: more values for the report.
 
     Raises:
-        UserError: the float model's logits are not finite, or the float32 file does not run here.
+        UserError: the float model's outputs are not finite, or the float32 file does not run here.
     """
+    task = task_of(model)
     failures, paths = dict(failures or {}), dict(paths)
     for name in list(paths):
         try:
@@ -173,23 +190,35 @@ def compare_and_keep(
             del paths[name]
     if "float32.tflite" in failures:
         raise UserError(failures["float32.tflite"])
-    runners: dict[str, comparison.Logits] = {FLOAT: comparison.keras_runner(model)}
+    keras_runner = comparison.keras_runner if task == "classification" else dense_report.keras_runner
+    runners: dict[str, Any] = {FLOAT: keras_runner(model)}
     twin_names = {file: FAKE_QUANT if index == 0 else f"{FAKE_QUANT} {file}" for index, file in enumerate(twins)}
-    runners.update({twin_names[file]: comparison.keras_runner(twin) for file, twin in twins.items()})
+    runners.update({twin_names[file]: keras_runner(twin) for file, twin in twins.items()})
     runners.update({name: FileRunner(path) for name, path in paths.items()})
     image_size = model.input_shape[1:3]
-    logits, labels, broken = comparison.all_logits(runners, dataset.test, image_size)
-    failures.update(broken)
-    paths = {name: path for name, path in paths.items() if name not in failures}
-    rows, measured = comparison.make_rows(logits, labels, paths, twin_names, runs)
-    images = np.asarray(next(iter(data.calibration_batches(dataset, image_size, _LAYER_ERROR_IMAGES)))[0])
+    rows: list[Any]
+    if task == "classification":
+        logits, labels, broken = comparison.all_logits(runners, dataset.test, image_size)
+        failures.update(broken)
+        paths = {name: path for name, path in paths.items() if name not in failures}
+        rows, measured = comparison.make_rows(logits, labels, paths, twin_names, runs)
+    else:
+        results, broken = dense_report.measure(task, runners, dataset, image_size)
+        failures.update(broken)
+        paths = {name: path for name, path in paths.items() if name not in failures}
+        images = dense_report.compared_images(task, dataset, image_size)
+        rows, measured = dense_report.make_rows(task, results, runners, images, paths, twin_names, runs)
+        extra = {"task": task, "metrics": dense_report.METRICS[task], **(extra or {})}
+    images = _images_of(next(iter(calibration_images(task, dataset, image_size, _LAYER_ERROR_IMAGES))))
     errors = {file: quantization.layer_errors(lean(model), twin, images) for file, twin in twins.items()}
-    rows = [judge(row, rows[0].top1, max_top1_loss, errors.get(row.name)) for row in rows]
-    for method in ("float32", *METHODS):
-        (output / f"{method}.tflite").unlink(missing_ok=True)  # none of an earlier run beside the report of this one
+    rows = [judge(row, rows[0].score, max_top1_loss, errors.get(row.name), row.name in twins) for row in rows]
+    for method in ("float32", *METHODS):  # none of an earlier run beside the report of this one
+        for suffix in (".tflite", ".json"):
+            (output / f"{method}{suffix}").unlink(missing_ok=True)
     for row in rows:
         if row.file is not None and row.refused is None:
             os.replace(paths[row.name], output / row.file)
+            _describe(output / row.file, task, dataset)
     report = comparison.to_json(
         rows,
         next(iter(errors.values()), {}),
@@ -208,13 +237,40 @@ def compare_and_keep(
     return report
 
 
-def judge(row: Row, float_top1: float, max_loss: float, errors: Mapping[str, float] | None) -> Row:
-    """The row, with the reason to refuse its file if there is one; `errors` are those of its twin's layers."""
+def _describe(path: Path, task: str, dataset: Any) -> None:
+    """The JSON beside a file from which `tflite.predict` has its classes."""
+    ids = getattr(dataset, "category_ids", None)
+    content = {
+        "file": path.name,
+        "task": task,
+        "classes": list(dataset.class_names),
+        **({} if ids is None else {"category_ids": list(ids)}),
+        "sha256": files.sha256(path),
+    }
+    files.write_json(path.with_suffix(".json"), content)
+
+
+def judge(
+    row: Any, float_score: float, max_loss: float, errors: Mapping[str, float] | None, has_twin: bool = False
+) -> Any:
+    """The row, with the reason to refuse its file if there is one.
+
+    Args:
+        row: `comparison.Row` or `dense_report.DenseRow` of a file, or of a Keras model, which is never refused.
+        float_score, max_loss: see `comparison.check_loss`.
+        errors: of the layers of its fake-quantized twin, largest first.
+        has_twin: whether there is such a twin, with which the file must have been compared.
+    """
     if row.file is None:
         return row
-    reason = comparison.check_loss(row, float_top1, max_loss, next(iter(errors.items()), None) if errors else None)
+    reason = comparison.check_loss(row, float_score, max_loss, next(iter(errors.items()), None) if errors else None)
     agreement = row.agreement_with_fake_quant
-    if reason is None and agreement is not None and agreement < comparison.MIN_AGREEMENT:
+    if reason is None and has_twin and agreement is None:
+        reason = f"{row.name} could not be compared with the fake-quantized model it was made from."
+    if isinstance(row, dense_report.DenseRow):
+        reason = reason or dense_report.loses_a_small_score(row, float_score, max_loss)
+        return dataclasses.replace(row, refused=reason or dense_report.unlike_its_twin(row))
+    if reason is None and agreement is not None and not agreement >= comparison.MIN_AGREEMENT:
         reason = (
             f"{row.name} gives the class of the fake-quantized model on {agreement:.2%} of the images only, less than "
             f"{comparison.MIN_AGREEMENT:.0%}: the converter changed it."
@@ -222,11 +278,11 @@ def judge(row: Row, float_top1: float, max_loss: float, errors: Mapping[str, flo
     return dataclasses.replace(row, refused=reason)
 
 
-def _tensorflow_int8(model: keras.Model, dataset: data.Dataset, count: int) -> bytes:
+def _tensorflow_int8(model: keras.Model, dataset: Any, count: int) -> bytes:
     return convert.convert_calibrated(model, _single_images(model, dataset, count))
 
 
-def _litert(recipe_name: str, model: keras.Model, dataset: data.Dataset, count: int) -> bytes:
+def _litert(recipe_name: str, model: keras.Model, dataset: Any, count: int) -> bytes:
     from litert_quantizer import quantizer, recipe
 
     peer = quantizer.Quantizer(convert.convert(model, "float32"), getattr(recipe, recipe_name)())
@@ -239,23 +295,34 @@ def _litert(recipe_name: str, model: keras.Model, dataset: data.Dataset, count: 
         return bytes(peer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
 
 
-_PEERS: dict[str, Callable[[keras.Model, data.Dataset, int], bytes]] = {
+_PEERS: dict[str, Callable[[keras.Model, Any, int], bytes]] = {
     "tf_int8": _tensorflow_int8,
     "litert_dynamic": functools.partial(_litert, "dynamic_wi8_afp32"),
     "litert_int8": functools.partial(_litert, "static_wi8_ai8"),
 }
 
 
-def _single_images(model: keras.Model, dataset: data.Dataset, count: int) -> list[np.ndarray]:
+def _single_images(model: keras.Model, dataset: Any, count: int) -> list[np.ndarray]:
     """`count` calibration images, float32 [1, height, width, 3] each."""
-    batches = data.calibration_batches(dataset, model.input_shape[1:3], count)
-    return [image[None] for images, _ in batches.as_numpy_iterator() for image in images]
+    batches = calibration_images(task_of(model), dataset, model.input_shape[1:3], count)
+    return [image[None] for batch in batches for image in _images_of(batch)]
+
+
+def _images_of(batch: Any) -> np.ndarray:
+    """The images of a batch, which may have labels beside them."""
+    return np.asarray(batch[0] if isinstance(batch, tuple) else batch)
 
 
 def summary(report: dict[str, Any], output: Path) -> str:
     """What the command prints at its end."""
-    rows = [Row(**row) for row in report["rows"]]
-    lines = [f"{report['test_images']:,} test images of {report['dataset']}", comparison.format_table(rows)]
+    rows: list[Any]
+    if task := report.get("task"):
+        rows = [dense_report.DenseRow(**row) for row in report["rows"]]
+        table = dense_report.format_table(task, rows)
+    else:
+        rows = [Row(**row) for row in report["rows"]]
+        table = comparison.format_table(rows)
+    lines = [f"{report['test_images']:,} test images of {report['dataset']}", table]
     worst = list(report["layer_errors"].items())[:3]
     if worst:
         lines.append("Largest layer errors: " + ", ".join(f"{name} {error:.4f}" for name, error in worst))
@@ -283,7 +350,7 @@ def main(_: Sequence[str]) -> None:
     unknown = [method for method in values.method if method not in METHODS]
     if unknown or not values.method:
         raise UserError(f"--method={','.join(values.method)}: choose from {', '.join(METHODS)}.")
-    dataset = limited(verification.dataset_of(values.checkpoint, values.dataset, values.cache_dir), values.limit_test)
+    dataset = limited(load_dataset(values.checkpoint, values.dataset, values.cache_dir), values.limit_test)
     model = load_float(values.checkpoint, dataset)
     output = files.user_path(values.output_dir)
     report = quantize(
@@ -292,7 +359,7 @@ def main(_: Sequence[str]) -> None:
     finish(report, output)
 
 
-def limited(dataset: data.Dataset, test_images: int | None) -> data.Dataset:
+def limited(dataset: Any, test_images: int | None) -> Any:
     """The dataset with the first `test_images` of its test split; None takes all."""
     return dataclasses.replace(dataset, test=dataset.test.take(test_images)) if test_images else dataset
 
@@ -305,7 +372,12 @@ def define_flags() -> None:
     flags.DEFINE_string("cache_dir", None, "Where downloads of --dataset are kept.")
     flags.DEFINE_integer("calibration_images", 512, "Training images that set the start ranges.", lower_bound=1)
     flags.DEFINE_integer("limit_test", None, "Compare on so many test images only.", lower_bound=1)
-    flags.DEFINE_float("max_top1_loss", 1.0, "Points of top-1 that a file may lose.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "max_top1_loss",
+        1.0,
+        "Points of top-1 that a file may lose; of AP where the model is a detector, of mIoU where it is a segmenter.",
+        lower_bound=0.0,
+    )
     flags.DEFINE_integer("runs", 50, "Timed inferences of each file.", lower_bound=1)
 
 

@@ -1,5 +1,6 @@
 """From a float model to one that is trained with the rounding errors of its quantized file."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 
 from mobiatt_tf import layers
+from mobiatt_tf.models import layer_calls
 from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES, QuantizedClassToken, QuantizedConvBN, quantized_class
 from mobiatt_tf.quantization.fake_quant import FakeQuantize
 from mobiatt_tf.quantization.policies import Policy, get_policy
@@ -39,6 +41,7 @@ FLOAT_LAYERS: tuple[Any, ...] = (
     layers.PositionEmbedding,
     layers.RootMeanSquareNorm,
     layers.SelectToken,
+    layers.TokensToMap,
 )
 
 
@@ -51,29 +54,51 @@ def quantize_aware(
     `ConvBN` is folded into it, other batch norm is frozen, as in the exported file. It can be trained, saved and loaded
     as any Keras model, also under a strategy and in mixed precision (where int8 steps are rounded to bfloat16).
 
+    A dense layer or convolution that the graph calls several times, as a detector's head for each of its levels, has
+    one range for all calls, and keeps the calibrated one in training: a moving average over the calls would tend to
+    the mean of the levels and cut off what the largest one holds. Layers made of several, such as `ConvBN` and
+    attention, may be called once.
+
     Args:
         model: a functional model of this package, or any of Keras' dense, convolution and float layers.
         policy: a key of `POLICIES`, or a `Policy`.
         own_layers: layer classes of your own and the class that quantizes each, see `QuantizedChildren`.
 
     Raises:
-        ValueError: an unknown policy, a model that is quantized already, or a layer that is not known; names it.
+        ValueError: an unknown policy, a model that is quantized already, a layer that is not known, or one that is made of
+            several and called several times; names it.
         UserError: tensorflow-model-optimization is not installed.
     """
     policy = get_policy(policy)
     own = dict(own_layers or {})
+    calls = Counter(node.operation.name for node in layer_calls(model))
     if is_quantized(model):
         raise ValueError(f"{model.name} is quantized already. Start from the float model.")
+
+    def check_called_once(layer: keras.layers.Layer) -> None:
+        if calls[layer.name] > 1:
+            raise ValueError(
+                f"The layer {layer.name!r} of type {type(layer).__name__} is called {calls[layer.name]} times; only "
+                "dense layers and convolutions can be quantized in several places at a time. Give each place its own."
+            )
 
     def quantized(layer: keras.Operation) -> keras.Operation:
         if not isinstance(layer, keras.layers.Layer):
             return layer  # a bare operation such as x + y stays in float
         config = layer.get_config()
+        replacement: Any
         if type(layer) in own:
-            replacement: Any = own[type(layer)]
+            replacement = own[type(layer)]
+            if replacement is not type(layer):
+                check_called_once(layer)
             return replacement.from_config(config if replacement is type(layer) else {**config, "policy": policy.name})
         if type(layer) in QUANTIZED_CLASSES:
-            return quantized_class(layer).from_config({**config, "policy": policy.name})
+            replacement = quantized_class(layer)
+            if not issubclass(replacement, QuantizedProjection):
+                check_called_once(layer)
+            elif calls[layer.name] > 1:
+                config["follows"] = False
+            return replacement.from_config({**config, "policy": policy.name})
         if not isinstance(layer, FLOAT_LAYERS):
             raise ValueError(
                 f"quantize_aware does not know the layer {layer.name!r} of type {type(layer).__name__}. Give its "

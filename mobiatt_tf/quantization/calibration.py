@@ -10,6 +10,8 @@ from mobiatt_tf import data
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.quantization.aware import quantize_aware, quantizers
 from mobiatt_tf.quantization.fake_quant import Observer
+from mobiatt_tf.tasks import task_of
+from mobiatt_tf.verification import dense_batches
 
 
 def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
@@ -42,6 +44,8 @@ def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
                 raise ValueError(f"The calibration images {seen} to {seen + len(images) - 1} hold NaN or infinity.")
             lowest, highest = min(lowest, float(images.min())), max(highest, float(images.max()))
             model(images, training=False)
+            for observer in observers.values():
+                observer.end_batch()
             seen += len(images)
     finally:
         for quantizer in found:
@@ -64,15 +68,32 @@ def calibrate(model: keras.Model, batches: Iterable[Any]) -> int:
     return seen
 
 
-def calibrated_copy(model: keras.Model, policy: str, dataset: data.Dataset, count: int) -> keras.Model:
+def calibrated_copy(model: keras.Model, policy: str, dataset: Any, count: int) -> keras.Model:
     """The fake-quantized copy of a float model, calibrated on the first `count` training images of a dataset.
+
+    Args:
+        model: a classifier, detector or segmenter.
+        policy: see `quantize_aware`.
+        dataset: a `data.Dataset`, or the `data.dense.DenseDataset` of a detector or segmenter.
+        count: how many images.
 
     Raises:
         UserError: a layer that cannot be quantized, or images that cannot be calibrated on.
     """
     try:
         copy = quantize_aware(model, policy)
-        calibrate(copy, data.calibration_batches(dataset, model.input_shape[1:3], count))
+        calibrate(copy, calibration_images(task_of(model), dataset, model.input_shape[1:3], count))
     except ValueError as error:
         raise UserError(str(error)) from error
     return copy
+
+
+def calibration_images(task: str, dataset: Any, image_size: tuple[int, int], count: int) -> Iterable[Any]:
+    """The first `count` training images of a dataset as the models of a task see test images, in batches.
+
+    Returns:
+        For classifiers `data.calibration_batches`, otherwise `verification.dense_batches`.
+    """
+    if task == "classification":
+        return data.calibration_batches(dataset, image_size, count)
+    return dense_batches(task, dataset.train.take(min(count, len(dataset.train))), image_size)

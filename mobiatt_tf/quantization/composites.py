@@ -80,7 +80,7 @@ def forget_child(layer: keras.layers.Layer, name: str) -> None:
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")
 class QuantizedConvBN(layers.ConvBN):
-    """`ConvBN` with the batch norm folded into the convolution, as the exported graph has it; then quantized.
+    """`ConvBN` with batch norm and ReLU folded into the convolution, as the exported graph has it; then quantized.
 
     Args:
         policy, rounds_input: see `QuantizedProjection`.
@@ -95,7 +95,12 @@ class QuantizedConvBN(layers.ConvBN):
         super().build(input_shape)
         plain = self.conv
         conv = quantized_class(plain).from_config(
-            {**plain.get_config(), "policy": self.policy.name, "rounds_input": self.rounds_input}
+            {
+                **plain.get_config(),
+                "activation": self.activation or "linear",
+                "policy": self.policy.name,
+                "rounds_input": self.rounds_input,
+            }
         )
         forget_child(self, "bn")
         forget_child(self, "conv")

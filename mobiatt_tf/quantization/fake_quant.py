@@ -16,18 +16,30 @@ from mobiatt_tf.ops import Tensor
 class Observer:
     """Collects the range of a tensor over batches: the means of the batches' minima and maxima.
 
-    That is what tfmot's moving average tends to while training, so calibration and training agree.
+    That is what tfmot's moving average tends to while training, so calibration and training agree. Where a batch comes
+    by several times, as in the head that a detector calls for each of its levels, its extremes are those over all
+    calls: a mean over the levels would cut off what the largest one holds.
     """
 
     def __init__(self) -> None:
         self.minima: list[float] = []
         self.maxima: list[float] = []
+        self._in_batch = False
 
     def see(self, x: Tensor) -> None:
-        """Takes one batch in."""
+        """Takes in what one call has."""
         values = keras.ops.convert_to_numpy(x)
-        self.minima.append(float(values.min()))
-        self.maxima.append(float(values.max()))
+        if not self._in_batch:
+            self.minima.append(np.inf)
+            self.maxima.append(-np.inf)
+            self._in_batch = True
+        # NumPy's, unlike Python's, keep what is not a number.
+        self.minima[-1] = float(np.minimum(self.minima[-1], values.min()))
+        self.maxima[-1] = float(np.maximum(self.maxima[-1], values.max()))
+
+    def end_batch(self) -> None:
+        """What comes now is another batch."""
+        self._in_batch = False
 
     def range(self, symmetric: bool) -> tuple[float, float]:
         """(minimum, maximum); it contains 0, as TFLite asks."""
@@ -52,12 +64,20 @@ class FakeQuantize(keras.layers.Layer):
         symmetric: the range is [-r, r] and the zero point 0; XNNPACK multiplies matrices in int8 only if that of the
             right operand is 0.
         fixed_range: a range that neither calibration nor training changes.
+        follows: False keeps the range that calibration found in training too.
     """
 
-    def __init__(self, symmetric: bool = False, fixed_range: tuple[float, float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        symmetric: bool = False,
+        fixed_range: tuple[float, float] | None = None,
+        follows: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.symmetric = symmetric
         self.fixed_range = None if fixed_range is None else (float(fixed_range[0]), float(fixed_range[1]))
+        self.follows = follows
         self.observer: Observer | None = None
 
     def build(self, input_shape: Any) -> None:
@@ -74,13 +94,13 @@ class FakeQuantize(keras.layers.Layer):
 
         ranges = {name: variable.value for name, variable in self._ranges.items()}
         moves = bool(training) and self.fixed_range is None
-        if moves:
+        if moves:  # also without following: a range that was never set must not go unnoticed
             message = f"{self.path} is not calibrated. Call mobiatt_tf.quantization.calibrate(model, images) first."
             check = tf.debugging.assert_greater(ranges["max_var"], ranges["min_var"], message)
             with tf.control_dependencies([check] if check is not None else []):  # None: it ran eagerly
                 # XLA leaves assertions out: there the loss becomes NaN.
                 inputs = tf.where(ranges["max_var"] > ranges["min_var"], inputs, np.nan)
-        return self._quantizer(inputs, moves, ranges)
+        return self._quantizer(inputs, moves and self.follows, ranges)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -96,7 +116,8 @@ class FakeQuantize(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "symmetric": self.symmetric, "fixed_range": self.fixed_range}
+        own = {"symmetric": self.symmetric, "fixed_range": self.fixed_range, "follows": self.follows}
+        return {**super().get_config(), **own}
 
 
 class _Keras2Owner:

@@ -25,17 +25,28 @@ class QuantizedProjection(keras.layers.Layer):
     Args:
         policy: see `Policy`.
         rounds_input: False where the input is the rounded output of another projection.
+        follows: whether the ranges of activations follow the batches while training, see `FakeQuantize`.
     """
 
     channel_axis = -1  # of the kernel's output channels
 
-    def __init__(self, *args: Any, policy: str | Policy = "int8", rounds_input: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        policy: str | Policy = "int8",
+        rounds_input: bool = True,
+        follows: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.policy = get_policy(policy)
         self.rounds_input = rounds_input
+        self.follows = follows
         quantizes = self.policy.activations
-        self.input_quantizer = FakeQuantize(name="input_quantizer") if quantizes and rounds_input else None
-        self.output_quantizer = FakeQuantize(name="output_quantizer") if quantizes else None
+        self.input_quantizer = (
+            FakeQuantize(name="input_quantizer", follows=follows) if quantizes and rounds_input else None
+        )
+        self.output_quantizer = FakeQuantize(name="output_quantizer", follows=follows) if quantizes else None
         self.baked = False
 
     def build(self, input_shape: Any) -> None:
@@ -80,7 +91,8 @@ class QuantizedProjection(keras.layers.Layer):
         self.baked = True
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "policy": self.policy.name, "rounds_input": self.rounds_input}
+        own = {"policy": self.policy.name, "rounds_input": self.rounds_input, "follows": self.follows}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="mobiatt_tf")

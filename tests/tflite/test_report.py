@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobiatt_tf import files
+from mobiatt_tf.errors import UserError
 from tests.tflite.report_results import (
     EMULATED,
     Parsed,
@@ -247,6 +248,16 @@ def test_two_evaluations_that_differ_are_reported(measured: Measurements, tmp_pa
     assert any("a.json says 90.00% and" in note and "b.json 80.00%" in note for note in found.notes)
     assert "cannot be compared" in page.render(found)  # two sets of images, two charts
     assert len(figures(found)[1].panels) == 2
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_evaluations_for_other_tasks_are_refused_by_name(task: str, measured: Measurements, tmp_path: Path) -> None:
+    host = write_changed(tmp_path / "host.json", measured)
+    content = evaluation("float.tflite", measured.descriptions[0].sha256, 0.9)
+    del content["results"][0]["top1"]
+    files.write_json(tmp_path / "evaluation.json", {"task": task, **content})
+    with pytest.raises(UserError, match=f"is an evaluation for {task}: the report takes those of classifiers only"):
+        collect([host, tmp_path / "evaluation.json"])
 
 
 # What is to be seen.

@@ -49,6 +49,11 @@ def read(path: Path, value: dict[str, Any]) -> list[Evaluated]:
     Raises:
         UserError: something is missing or of a wrong type; the path is named.
     """
+    task = value.get("task", "classification")
+    if task != "classification":
+        raise UserError(
+            f"{path} is an evaluation for {task}: the report takes those of classifiers only. Leave it out."
+        )
     try:
         dataset = value["dataset"]
         for key, kind in (("name", str), ("fingerprint", str), ("evaluated_images", int), ("test_images", int)):
