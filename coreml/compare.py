@@ -163,6 +163,8 @@ def main(_: Sequence[str]) -> None:
     """Compares as the flags say."""
     values = flags.FLAGS
     model = load_trained(values.checkpoint)
+    if len(model.outputs[0].shape) != 2:
+        raise UserError(f"{values.checkpoint} is no classifier: export and check its variants with coreml.export.")
     if quantization.is_quantized(model):
         raise UserError(f"{values.checkpoint} is quantized. Give the float model, and this one as --qat_checkpoint.")
     trained = load_trained(values.qat_checkpoint) if values.qat_checkpoint else None

@@ -11,12 +11,22 @@ import keras
 import numpy as np
 
 from coreml import package
+from coreml.calls import outputs_of
 from coreml.lowering import INPUT, PROBABILITIES, lower
 from coreml.tools import SPECIFICATION_VERSIONS, coremltools, quiet, target, writing
 from mobiatt_tf.errors import UserError
-from mobiatt_tf.training.evaluator import class_count
+from mobiatt_tf.tasks import task_of
 
 PRECISIONS = ("float16", "float32")
+# What Xcode shows of the outputs.
+_OUTPUT_DESCRIPTIONS: dict[str, dict[str, str]] = {
+    "classification": {},
+    "detection": {
+        "boxes": "[1, anchors, 4]: dx, dy, dw, dh relative to the anchors; mobiatt_tf.tasks.decoding makes them boxes.",
+        "logits": "[1, anchors, classes]: a sigmoid of each is the probability of that class at that anchor.",
+    },
+    "segmentation": {"logits": "[1, classes, height / s, width / s]: the class of a pixel is where it is largest."},
+}
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,15 @@ def convert(
     description: Description | None = None,
     scaled: bool | None = None,
 ) -> Any:
-    """A coremltools `MLModel` of a classifier; nothing is checked yet.
+    """A coremltools `MLModel` of a classifier, a detector or a segmenter; nothing is checked yet.
 
     Args:
         model: see `lowering.lower`.
         images: float32 [N, height, width, 3], normalised; the scale of the residual streams is chosen from them.
         ios: deployment target, 15 to 18.
         precision: "float16" or "float32".
-        class_names: the label of each class; None leaves labels out.
+        class_names: the label of each class; None leaves labels out. A classifier names its answer by them; detectors
+            and segmenters keep them, in JSON, under "mobiatt.classes" of the metadata.
         description: of the model.
         scaled: see `lowering.lower`.
 
@@ -58,17 +69,15 @@ def convert(
     if not len(images):
         raise ValueError("There are no images: the scale of the residual streams is chosen on real ones.")
     ct = coremltools()
-    classes = class_count(model)
+    task, outputs = task_of(model), outputs_of(model)
+    own = {package.TASK_KEY: task}
     labels = None
     if class_names is not None:
-        if len(class_names) != classes:
-            raise ValueError(f"The model has {classes} classes, but {len(class_names)} labels were given.")
-        twice = sorted({name for name in class_names if not name.strip() or list(class_names).count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"Labels must be different and not empty, but there are several {twice}: one would be lost."
-            )
-        labels = ct.ClassifierConfig(list(class_names), predicted_probabilities_output=PROBABILITIES)
+        _check_labels(class_names, int(outputs["logits"][0].shape[-1]))
+        if task == "classification":
+            labels = ct.ClassifierConfig(list(class_names), predicted_probabilities_output=PROBABILITIES)
+        else:
+            own[package.CLASSES_KEY] = json.dumps(list(class_names))
     program, names = lower(model, images, ios, precision == "float16", scaled)
     height, width = model.input_shape[1:3]
     with quiet(), writing("The temporary package"):
@@ -83,8 +92,18 @@ def convert(
             skip_model_load=True,
         )
     _check_version(converted, ios)
-    _describe(converted, description or Description(), {package.LAYERS_KEY: json.dumps(names)})
+    for name, text in _OUTPUT_DESCRIPTIONS[task].items():
+        converted.output_description[name] = text
+    _describe(converted, description or Description(), {**own, package.LAYERS_KEY: json.dumps(names)})
     return converted
+
+
+def _check_labels(class_names: Sequence[str], classes: int) -> None:
+    if len(class_names) != classes:
+        raise ValueError(f"The model has {classes} classes, but {len(class_names)} labels were given.")
+    twice = sorted({name for name in class_names if not name.strip() or list(class_names).count(name) > 1})
+    if twice:
+        raise ValueError(f"Labels must be different and not empty, but there are several {twice}: one would be lost.")
 
 
 def _check_version(converted: Any, ios: int) -> None:

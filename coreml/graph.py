@@ -35,11 +35,14 @@ class Value:
         var: the variable; it holds the Keras tensor times 2^-exponent.
         exponent: see `streams`.
         correction: what the image still lacks of its normalisation; only convolutions take it in.
+        places: how many places of the Keras tensor [B, N * places, C] lie side by side in the channels: the variable is
+            [1, places * C, 1, N]. A detector's anchors are such places until the end of the model.
     """
 
     var: Any
     exponent: int = 0
     correction: "Correction | None" = None
+    places: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,6 +71,7 @@ class Graph:
         self.dtype: Any = np.float16 if float16 else np.float32
         self.exponent = 0  # that the layer being lowered must give its output
         self.name = ""  # of the layer being lowered, as it is in the program
+        self.shape: tuple[int, ...] = ()  # that Keras gives its output, [B, ..., C]
         self._rounded: dict[tuple[str, float, int], Value] = {}  # by variable and steps
 
     def const(self, values: Any, name: str) -> np.ndarray:
@@ -96,8 +100,9 @@ class Graph:
             bias: float [out], or None.
             name: of the result.
             exponent: of the result.
-            options: `strides` (1), `padding` ("valid", "same" or a width on all four sides), `groups` (1), `int8`
-                (False: whether the kernel is on a grid of 127 steps for each output channel and stored so).
+            options: `strides` (1), `padding` ("valid", "same", a width on all four sides, or the widths above, below,
+                left and right), `groups` (1), `int8` (False: whether the kernel is on a grid of 127 steps for each
+                output channel and stored so).
         """
         correction = x.correction
         if correction is not None:
@@ -108,7 +113,8 @@ class Graph:
                 bias = shift if bias is None else bias + shift
                 kernel = kernel * correction.factor[None, :, None, None]
         strides, padding = options.get("strides", 1), options.get("padding", "valid")
-        pad = {"pad_type": padding} if isinstance(padding, str) else {"pad_type": "custom", "pad": [padding] * 4}
+        widths = [padding] * 4 if isinstance(padding, int) else padding
+        pad = {"pad_type": padding} if isinstance(padding, str) else {"pad_type": "custom", "pad": list(widths)}
         factor = 2.0 ** (x.exponent - exponent)
         if options.get("int8"):
             weight = self._int8_weight(kernel, factor, f"{name}_kernel")

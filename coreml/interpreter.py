@@ -1,12 +1,12 @@
 """Runs a saved package in NumPy and checks every declared shape and type on the way. No Mac, no Core ML."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from coreml.kernels import KERNELS, compute
-from coreml.package import DAMAGE, Operation, Package, Reference, TensorType
+from coreml.package import DAMAGE, TASK_KEY, Operation, Package, Reference, TensorType
 from coreml.rounding import Rounding
 from mobiatt_tf.data import normalize
 from mobiatt_tf.errors import UserError, first_line
@@ -15,7 +15,19 @@ from mobiatt_tf.errors import UserError, first_line
 # also rounds what operators compute inside (see `Rounding`).
 MODES = ("float32", "typed", "float16")
 
-Observer = Callable[[Operation, np.ndarray, float], None]
+
+class Step(NamedTuple):
+    """One operation that has run.
+
+    Attributes:
+        operation: it.
+        result: what it gives, its first result where there are several.
+        largest: the largest magnitude met inside it.
+    """
+
+    operation: Operation
+    result: np.ndarray
+    largest: float
 
 
 class Interpreter:
@@ -50,14 +62,26 @@ class Interpreter:
                 self._constants[operation.outputs[0][0]] = self._run(operation, self._constants)[0][0]
             elif operation.type != "classify":  # it only looks up names
                 self._steps.append(operation)
+        self._finished = self._last_uses()
 
-    def __call__(self, pixels: np.ndarray, observer: Observer | None = None) -> dict[str, np.ndarray]:
+    def _last_uses(self) -> list[list[str]]:
+        """For each step the results that it is the last to read."""
+        last: dict[str, int] = {}
+        for index, operation in enumerate(self._steps):
+            names = [name for value in operation.arguments.values() for name in _references(value)]
+            last.update(dict.fromkeys((*names, *(name for name, _ in operation.outputs)), index))
+        finished: list[list[str]] = [[] for _ in self._steps]
+        for name, index in last.items():
+            if name not in self._constants and name not in self.package.outputs:
+                finished[index].append(name)
+        return finished
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Runs one image.
 
         Args:
             pixels: [height, width, 3], 0 to 255, as Core ML gets them from a picture. A package that takes an array
                 [1, height, width, 3] or [1, 3, height, width] instead of an image gets them normalised.
-            observer: called after each operation with it, its result and the largest magnitude met inside it.
 
         Returns:
             The program's outputs that are tensors, by name.
@@ -66,23 +90,56 @@ class Interpreter:
             UserError: a result has not the shape or the type that is declared, or an operator is used in a way that
                 the interpreter does not know.
         """
-        return self.run({next(iter(self.package.inputs)): self._input(pixels)}, observer)
+        return self.run(self._inputs(pixels))
 
     def logits(self, pictures: np.ndarray) -> np.ndarray:
         """The logits float32 [N, classes] of pictures [N, height, width, 3], one by one; see `__call__`."""
         output = logits_output(self.package)
         return np.stack([self(picture)[output].reshape(-1) for picture in pictures])
 
-    def run(self, inputs: dict[str, np.ndarray], observer: Observer | None = None) -> dict[str, np.ndarray]:
+    def outputs(self, pictures: np.ndarray) -> Any:
+        """What the Keras model gives for pictures [N, height, width, 3], which run one by one; see `__call__`.
+
+        Returns:
+            float32: logits [N, classes] of a classifier, [N, h, w, classes] of a segmenter (whose package has the
+            classes in front), {"boxes": [N, A, 4], "logits": [N, A, classes]} of a detector.
+
+        Raises:
+            UserError: the package has other outputs.
+        """
+        if "boxes" in self.package.outputs:
+            results = [self(picture) for picture in pictures]
+            return {name: np.concatenate([result[name] for result in results]) for name in ("boxes", "logits")}
+        output = logits_output(self.package)
+        rows = [self(picture)[output] for picture in pictures]
+        if self.package.metadata.get(TASK_KEY) == "segmentation":
+            return np.concatenate([row.transpose(0, 2, 3, 1) for row in rows])
+        return np.stack([row.reshape(-1) for row in rows])
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the program on arrays by the names of its inputs; see `__call__`."""
-        values: dict[str, Any] = {**self._constants, **inputs}
-        for operation in self._steps:
+        values: dict[str, Any] = {}
+        for _ in self._run_all(inputs, values):
+            pass
+        return {name: values[name] for name in self.package.outputs if name in values}
+
+    def steps(self, pixels: np.ndarray) -> Iterator[Step]:
+        """Runs one image, operation by operation; see `__call__`."""
+        return self._run_all(self._inputs(pixels), {})
+
+    def _run_all(self, inputs: dict[str, np.ndarray], values: dict[str, Any]) -> Iterator[Step]:
+        """Fills `values` by name; what no later operation reads is dropped: a detector's maps are large."""
+        values |= {**self._constants, **inputs}
+        for operation, finished in zip(self._steps, self._finished, strict=True):
             results, largest = self._run(operation, values)
             for (output, _), result in zip(operation.outputs, results, strict=True):
                 values[output] = result
-                if observer is not None:
-                    observer(operation, result, largest)
-        return {name: values[name] for name in self.package.outputs if name in values}
+            yield Step(operation, results[0], largest)
+            for name in finished:
+                del values[name]
+
+    def _inputs(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {next(iter(self.package.inputs)): self._input(pixels)}
 
     def _input(self, pixels: np.ndarray) -> np.ndarray:
         declared = next(iter(self.package.inputs.values())).shape
@@ -151,6 +208,11 @@ def logits_output(package: Package) -> str:
 
 def _is_classification(package: Package, name: str) -> bool:
     return any(op.type == "classify" and name in dict(op.outputs) for op in package.operations)
+
+
+def _references(value: Any) -> list[str]:
+    values = value if isinstance(value, tuple) else (value,)
+    return [item.name for item in values if isinstance(item, Reference)]
 
 
 def _resolve(value: Any, values: dict[str, Any]) -> Any:

@@ -5,14 +5,16 @@ or an attention: passes must guess it, and two wrong guesses (see docs/coreml.md
 has one function that writes what it means, and every operator bears the name of its layer.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from coreml import attention
+from coreml import attention, maps
+from coreml.calls import Call, calls, outputs_of
 from coreml.graph import Correction, Graph, Value, numpy
 from coreml.projections import activate, project
 from coreml.streams import choose_exponents
@@ -22,8 +24,9 @@ from mobiatt_tf.data import IMAGENET_MEAN, IMAGENET_STD
 from mobiatt_tf.models import rebuild
 from mobiatt_tf.quantization import policy_of
 from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES
+from mobiatt_tf.tasks import task_of
 
-INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+INPUT, BOXES, LOGITS, PROBABILITIES = "image", "boxes", "logits", "probabilities"
 _STREAM_IMAGES = 16
 _IMAGE_SCALE = 2.0**-6  # about 1 / deviation
 # Layers that begin with a convolution, which can take in the rest of the image's normalisation.
@@ -33,10 +36,11 @@ _CONVOLUTIONS = (keras.layers.Conv2D, layers.ConvBN, layers.OverlapPatchEmbeddin
 def lower(
     model: keras.Model, images: np.ndarray, ios: int, float16: bool, scaled: bool | None = None
 ) -> tuple[Any, dict[str, list[Any]]]:
-    """A MIL program of a classifier, from an RGB image 0..255 to logits and probabilities.
+    """A MIL program of a classifier, a detector or a segmenter, from an RGB image 0..255 to its outputs.
 
     Args:
-        model: a functional model of this package, float or quantized with the policies int8, dynamic or float16.
+        model: a functional model of this package, float or quantized with the policies int8, dynamic or float16; see
+            `mobiatt_tf.tasks.task_of` for what it may give.
         images: float32 [N, height, width, 3], normalised; real ones, from which the scale of the residual streams is
             chosen (the first 16 are used).
         ios: 15 to 18; see `least_ios`.
@@ -44,20 +48,20 @@ def lower(
         scaled: whether residual streams are scaled; None: in float16 only.
 
     Returns:
-        The program, with the input "image" [1, 3, H, W] and the outputs "logits" and "probabilities" [1, classes]; and
-        for each Keras layer the name of its result in the program and the exponent of its scale.
+        The program, with the input "image" [1, 3, H, W] and float32 outputs: of a classifier "logits" and
+        "probabilities" [1, classes], of a detector "boxes" [1, A, 4] and "logits" [1, A, classes], of a segmenter
+        "logits" [1, classes, h, w]. And for each call of a Keras layer (see `calls`) the name of its result in the
+        program and the exponent of its scale.
 
     Raises:
-        ValueError: a layer or setting that cannot be exported; names it.
+        ValueError: a layer, a setting or outputs that cannot be exported; names them.
         UserError: a weight that float16 cannot hold.
     """
     opset = target(ios)
     if ios < (least := least_ios(model)):
         raise ValueError(f"The quantized model needs iOS {least}, but iOS {ios} was asked for.")
     model = rebuild(model, batch_size=1)
-    if any(len(tensor.shape) != 2 for tensor in model.outputs):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in model.outputs)
-        raise ValueError(f"{model.name} gives {shapes}; only classifiers with logits [B, classes] can be exported.")
+    task, outputs = task_of(model), outputs_of(model)
     builder = _builder()
     scaled = float16 if scaled is None else scaled
     exponents = choose_exponents(model, images[:_STREAM_IMAGES]) if scaled else {}
@@ -65,30 +69,41 @@ def lower(
     function_type, program_type = _program_types()
     inputs = {INPUT: builder.placeholder(shape=(1, 3, height, width))}
     names: dict[str, list[Any]] = {}
-    taken = {INPUT, LOGITS, PROBABILITIES, "classLabel"}
+    taken = {INPUT, BOXES, LOGITS, PROBABILITIES, "classLabel"}
 
     with function_type(inputs, opset_version=opset) as function:
         graph = Graph(builder, float16)
         values: dict[int, Value] = {id(model.inputs[0]): _image(graph, function.inputs[INPUT])}
-        for operation in model.operations:
-            if isinstance(operation, keras.layers.InputLayer):
-                continue
-            rule = _rule(operation)
-            arguments = [values[id(tensor)] for tensor in keras.tree.flatten(operation.input)]
-            graph.name = _unique_name(operation.name, taken)
-            graph.exponent = exponents.get(id(operation.output), 0)
-            if not isinstance(operation, _CONVOLUTIONS):
-                arguments = [graph.corrected(argument) for argument in arguments]
-            result = rule(graph, operation, *arguments)
-            if result.exponent != graph.exponent:
-                raise AssertionError(f"{operation.name} has exponent {result.exponent} instead of {graph.exponent}.")
-            values[id(operation.output)] = result
-            names[operation.name] = [result.var.name, result.exponent]
-        heads = [values[id(tensor)] for tensor in model.outputs]
-        function.set_outputs(_outputs(graph, heads))
+        for call in calls(model):
+            result = _lower_call(graph, call, values, exponents, taken)
+            values[id(call.outputs[0])] = result
+            names[call.name] = [result.var.name, result.exponent]
+        results = {name: [values[id(tensor)] for tensor in tensors] for name, tensors in outputs.items()}
+        function.set_outputs(_OUTPUTS[task](graph, results))
     program = program_type()
     program.add_function("main", function)
     return program, names
+
+
+def _lower_call(
+    graph: Graph, call: Call, values: Mapping[int, Value], exponents: Mapping[int, int], taken: set[str]
+) -> Value:
+    rule = _rule(call.operation)
+    arguments = [values[id(tensor)] for tensor in call.inputs]
+    graph.name = _unique_name(call.name, taken)
+    graph.shape = tuple(call.outputs[0].shape)
+    graph.exponent = exponents.get(id(call.outputs[0]), 0)
+    if not isinstance(call.operation, _CONVOLUTIONS):
+        arguments = [graph.corrected(argument) for argument in arguments]
+    if any(argument.places > 1 for argument in arguments) and rule not in _PLACES_KEPT:
+        raise ValueError(
+            f"The layer {call.operation.name!r} reads channels that were reshaped to places. Only Concatenate, "
+            "Activation and Identity can follow such a Reshape, and the end of the model."
+        )
+    result = rule(graph, call.operation, *arguments)
+    if result.exponent != graph.exponent:
+        raise AssertionError(f"{call.name} has exponent {result.exponent} instead of {graph.exponent}.")
+    return result
 
 
 def least_ios(model: keras.Model) -> int:
@@ -148,9 +163,9 @@ def _image(graph: Graph, image: Any) -> Value:
     return Value(x, correction=Correction(1 / (deviation * _IMAGE_SCALE), (rounded - mean) / deviation))
 
 
-def _outputs(graph: Graph, heads: Sequence[Value]) -> list[Any]:
+def _classifier_outputs(graph: Graph, results: Mapping[str, Sequence[Value]]) -> list[Any]:
     """Logits and probabilities in float32; two heads are averaged, as `DistilledModel` does."""
-    builder = graph.builder
+    builder, heads = graph.builder, results[LOGITS]
     logits = heads[0].var
     if len(heads) == 2:
         total = builder.add(x=heads[0].var, y=heads[1].var, name="logits_sum")
@@ -162,8 +177,36 @@ def _outputs(graph: Graph, heads: Sequence[Value]) -> list[Any]:
     return [flat, builder.softmax(x=flat, axis=-1, name=PROBABILITIES)]
 
 
+def _detector_outputs(graph: Graph, results: Mapping[str, Sequence[Value]]) -> list[Any]:
+    """Boxes and logits in float32 as Keras has them: one transpose and one reshape each."""
+    builder, outputs = graph.builder, []
+    for name, (result,) in results.items():
+        _, channels, _, positions = result.shape  # [1, places * C, 1, positions]
+        rows = builder.transpose(x=result.var, perm=[0, 2, 3, 1], name=f"{name}_rows")  # [1, 1, positions, places * C]
+        shape = [1, positions * result.places, channels // result.places]
+        half = f"{name}_half" if graph.float16 else name
+        var = builder.reshape(x=rows, shape=shape, name=half)  # [1, A, C]
+        outputs.append(builder.cast(x=var, dtype="fp32", name=name) if graph.float16 else var)
+    return outputs
+
+
+def _segmenter_outputs(graph: Graph, results: Mapping[str, Sequence[Value]]) -> list[Any]:
+    """The map of logits in float32, [1, classes, h, w]: the program's layout."""
+    logits = results[LOGITS][0].var
+    if graph.float16:
+        return [graph.builder.cast(x=logits, dtype="fp32", name=LOGITS)]
+    return [graph.builder.identity(x=logits, name=LOGITS)]
+
+
+_OUTPUTS: dict[str, Callable[[Graph, Mapping[str, Sequence[Value]]], list[Any]]] = {
+    "classification": _classifier_outputs,
+    "detection": _detector_outputs,
+    "segmentation": _segmenter_outputs,
+}
+
+
 def _activation(graph: Graph, layer: keras.layers.Activation, x: Value) -> Value:
-    return activate(graph, x, layer.activation, graph.name)
+    return dataclasses.replace(activate(graph, x, layer.activation, graph.name), places=x.places)
 
 
 def _relu(graph: Graph, layer: keras.layers.ReLU, x: Value) -> Value:
@@ -295,6 +338,7 @@ RULES: dict[type, Callable[..., Value]] = {
     keras.layers.Add: _add,
     keras.layers.AveragePooling2D: _average_pool,
     keras.layers.BatchNormalization: _batch_norm,
+    keras.layers.Concatenate: maps.concatenate,
     keras.layers.Conv2D: _projection,
     keras.layers.Dense: _projection,
     keras.layers.DepthwiseConv2D: _projection,
@@ -303,7 +347,12 @@ RULES: dict[type, Callable[..., Value]] = {
     keras.layers.GlobalAveragePooling2D: _global_average,
     keras.layers.Identity: _identity,
     keras.layers.LayerNormalization: _layer_norm,
+    keras.layers.MaxPooling2D: maps.max_pool,
     keras.layers.ReLU: _relu,
+    keras.layers.Reshape: maps.reshape,
+    keras.layers.SpatialDropout2D: _identity,
+    keras.layers.UpSampling2D: maps.upsample,
+    keras.layers.ZeroPadding2D: maps.zero_padding,
     layers.BatchNorm: _batch_norm,
     layers.BiasedConvAttention: attention.lower_conv_attention,
     layers.ClassToken: _class_token,
@@ -324,9 +373,12 @@ RULES: dict[type, Callable[..., Value]] = {
     layers.SoftmaxAttention: attention.lower_attention,
     layers.SpatialReduction: _spatial_reduction,
     layers.StridedDepthwiseResidual: _projection,
+    layers.TokensToMap: maps.tokens_to_map,
 }
 # A quantized layer is lowered as the layer that it quantizes: the projections inside know their ranges.
 RULES.update({quantized: RULES[plain] for plain, quantized in QUANTIZED_CLASSES.items()})
+# Rules that keep the `places` of their input.
+_PLACES_KEPT = (_activation, _identity, maps.concatenate)
 
 
 def _rule(operation: Any) -> Callable[..., Value]:
@@ -336,6 +388,4 @@ def _rule(operation: Any) -> Callable[..., Value]:
             f"The layer {operation.name!r} of type {type(operation).__name__} cannot be exported to Core ML. Known "
             f"are: {known}. For a layer of your own add a function to coreml.lowering.RULES."
         )
-    if len(operation._inbound_nodes) > 1:
-        raise ValueError(f"The layer {operation.name!r} is called more than once, which cannot be exported.")
     return RULES[type(operation)]

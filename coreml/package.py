@@ -22,6 +22,7 @@ WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 
 # Keys of the user-defined metadata that export writes.
 LAYERS_KEY, CHECKSUMS_KEY = "mobiatt.layers", "mobiatt.checksums"
+TASK_KEY, CLASSES_KEY = "mobiatt.task", "mobiatt.classes"
 
 # What reading a file with flipped bits may raise, at any place.
 DAMAGE = (ValueError, LookupError, AttributeError, TypeError, OverflowError, MemoryError, StopIteration, struct.error)

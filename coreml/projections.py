@@ -1,5 +1,6 @@
 """Dense layers and convolutions as convolutions of Core ML: batch norm folded, int8 kernels and ranges carried over."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -34,7 +35,9 @@ def project(graph: Graph, layer: Any, x: Value, name: str, exponent: int = 0, pa
         kernel, bias = folded(layer)
         depthwise = layer.filters is None
         options = {"strides": layer.strides, "padding": padding, "groups": x.shape[1] if depthwise else 1}
-        return graph.conv(x, _channels_first(kernel, depthwise), bias, name, exponent, **options)
+        inner = f"{name}_conv" if layer.activation else name
+        result = graph.conv(x, _channels_first(kernel, depthwise), bias, inner, exponent, **options)
+        return activate(graph, result, keras.activations.get(layer.activation), name)
     if isinstance(layer, layers.StridedDepthwiseResidual):
         return _convolve(graph, layer, x, name, exponent, 1)
     return _convolve(
@@ -51,8 +54,11 @@ def _convolve(graph: Graph, layer: Any, x: Value, name: str, exponent: int, padd
         kernel = numpy(round_kernel(layer.effective_kernel(), layer.channel_axis, layer.policy.weights))
     if kernel.ndim == 2:
         kernel = kernel[None, None]  # [1, 1, in, out]
+    strides = getattr(layer, "strides", (1, 1))[0]
+    if padding == "same" and strides != 1:
+        padding = same_widths(x.shape[2:], kernel.shape[:2], (strides, strides))
     options = {
-        "strides": getattr(layer, "strides", (1, 1))[0],
+        "strides": strides,
         "padding": padding,
         "groups": x.shape[1] if depthwise else 1,
         "int8": quantized and layer.policy.weights == "int8",
@@ -77,6 +83,18 @@ def _channels_first(kernel: np.ndarray, depthwise: bool) -> np.ndarray:
     return kernel.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
 
 
+def same_widths(sides: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """TensorFlow's padding "same" in numbers: above, below, left and right; the odd one is below or at right.
+
+    Source: tensorflow/core/framework/kernel_shape_util.cc, GetWindowedOutputSizeVerbose.
+    """
+    widths: list[int] = []
+    for side, extent, stride in zip(sides, kernel, strides, strict=True):
+        total = max((-(-side // stride) - 1) * stride + extent - side, 0)
+        widths += [total // 2, total - total // 2]
+    return tuple(widths)
+
+
 def _check(layer: Any) -> None:
     supported = {"data_format": "channels_last", "dilation_rate": (1, 1), "groups": 1, "depth_multiplier": 1}
     for setting, value in supported.items():
@@ -85,8 +103,6 @@ def _check(layer: Any) -> None:
     strides = getattr(layer, "strides", (1, 1))
     if strides[0] != strides[1]:
         raise ValueError(f"{layer.path} has strides {strides}; only equal ones can be exported.")
-    if getattr(layer, "padding", "valid") == "same" and strides[0] != 1:
-        raise ValueError(f"{layer.path} pads 'same' at stride {strides[0]}; use mobiatt_tf.layers.ConvBN, or 'valid'.")
 
 
 def is_linear(activation: Any) -> bool:

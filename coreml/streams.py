@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from coreml.calls import calls
 from mobiatt_tf import layers
 
 # Layers whose output is a linear function of their inputs that keeps the scale: one stream runs through them.
@@ -40,16 +41,14 @@ LENGTH_LIMIT = 128.0
 def find_streams(model: keras.Model) -> list[list[Any]]:
     """The groups of symbolic tensors of a functional model that can be scaled together."""
     group_of: dict[int, list[Any]] = {}  # by tensor
-    blocked: set[int] = {id(tensor) for tensor in model.outputs}  # tensors that must keep their scale
+    # Tensors that must keep their scale.
+    blocked: set[int] = {id(tensor) for tensor in (*model.inputs, *model.outputs)}
 
     def group(tensor: Any) -> list[Any]:
         return group_of.setdefault(id(tensor), [tensor])
 
-    for operation in model.operations:
-        if isinstance(operation, keras.layers.InputLayer):
-            blocked.add(id(operation.output))
-            continue
-        inputs, outputs = keras.tree.flatten(operation.input), keras.tree.flatten(operation.output)
+    for call in calls(model):
+        operation, inputs, outputs = call.operation, call.inputs, call.outputs
         if isinstance(operation, _CARRIERS):
             merged = {id(group(tensor)): group(tensor) for tensor in (*inputs, *outputs)}
             together = [tensor for members in merged.values() for tensor in members]

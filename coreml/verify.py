@@ -8,6 +8,7 @@ with float16 inside the operators too. Exit status 1 if it is damaged or differs
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +23,23 @@ import keras_models
 from coreml import lint, package, report
 from coreml.interpreter import Interpreter
 from coreml.package import Package
-from coreml.probe import LayerCheck, OperatorCheck, check_layers, check_operators, check_steps
-from keras_models.command_line import define_check_flags
+from coreml.probe import LayerCheck, OperatorCheck, check, check_steps
+from keras_models.command_line import check_images, define_check_flags
 from mobiatt_tf import cli, data, files, quantization, verification
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained, rebuild
-from mobiatt_tf.verification import Comparison, compare, keras_logits
+from mobiatt_tf.tasks import task_of
+from mobiatt_tf.verification import Comparison, DenseComparison, compare, compare_dense, keras_logits, keras_outputs
 
 CHECK_IMAGES = 200
-# Least share of images that must get the same class, for each kind of package of a trained model.
+DENSE_CHECK_IMAGES = 8  # of detectors and segmenters: NumPy takes minutes for one of 800 x 1344
+# Least share of images (of a segmenter pixels, of a detector anchors with a class) that must get the same class, for
+# each kind of package of a trained model.
 LEAST_AGREEMENT = {"float32": 0.99, "float16": 0.99, "int8": 0.98, "palette8": 0.98, "w8a8": 0.95}
 _PROBES = 4  # images on which every operator is looked at
 
-# Largest allowed difference of logits, relative to max|logit|, for each kind of package and mode of the interpreter.
+# Largest allowed difference of logits, relative to max|logit|, and of boxes, relative to max|box delta|, for each kind
+# of package and mode of the interpreter.
 # Seen on trained models: float32 4e-6, float16 typed 2e-3 and strict 4e-3; compressed weights up to 6e-2.
 TOLERANCES: dict[str, dict[str, float]] = {
     "float32": {"float32": 1e-4},
@@ -128,18 +133,18 @@ def verify(
 
     Args:
         path: the .mlpackage.
-        model: functional model with logits [B, classes]; for "w8a8" the quantized one, or the float one, from which it
-            may differ more.
+        model: functional model, a classifier, a detector or a segmenter; for "w8a8" the quantized one, or the float
+            one, from which it may differ more.
         images: float32 [N, height, width, 3], normalised; they are rounded to pixels first, for both sides.
-        labels: int [N], or None.
+        labels: int [N] of a classifier, or None.
         progress: shows a bar with the remaining time.
-        least_agreement: share of images that must get the same class; None takes `LEAST_AGREEMENT`. Random weights
-            have near ties everywhere: give 0 for them.
+        least_agreement: share of images, pixels or anchors that must get the same class (see `DenseComparison`); None
+            takes `LEAST_AGREEMENT`. Random weights have near ties everywhere: give 0 for them.
 
     Raises:
         UserError: the package cannot be read or run, or was made from another model.
         RefusedError: its content is not what was exported.
-        ValueError: the model is no classifier, or there are no images.
+        ValueError: the model is no classifier, detector or segmenter, or there are no images.
     """
     found = package.read(path)
     if damaged := package.damage(found):
@@ -156,27 +161,74 @@ def verify(
         tolerances = {"float32": tolerances["float32"]}
     reference = rebuild(model, batch_size=None)
     pixels = as_pixels(images)
-    expected = keras_logits(reference, from_pixels(pixels))
-    total = len(tolerances) * len(pixels)
-    comparisons = {}
-    with tqdm(total=total, desc="verifying", unit="image", disable=not progress, leave=False) as bar:
-        for mode, tolerance in tolerances.items():
-            interpreter = Interpreter(found, mode)
+    comparisons = _comparisons(found, reference, pixels, labels, tolerances, progress)
+    probes = pixels[:_PROBES]
+    operators, layers = check(found, reference, probes, from_pixels(probes), list(tolerances)[-1])
+    failures = _failures(kind, comparisons, layers, operators, least_agreement) + check_steps(found)
+    return Verification(kind, comparisons, layers, operators, tuple(failures))
+
+
+def _comparisons(
+    found: Package,
+    model: keras.Model,
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    tolerances: dict[str, float],
+    progress: bool,
+) -> dict[str, Comparison]:
+    task = task_of(model)
+    if (own := found.metadata.get(package.TASK_KEY, task)) != task:
+        raise UserError(f"{found.path} was not made from this model: it is for {own}, the model for {task}.")
+    expected = keras_logits(model, from_pixels(pixels)) if task == "classification" else None
+    same_logit = verification.INT8_SAME_LOGIT if kind_of(found) == "w8a8" else verification.SAME_LOGIT
+    comparisons: dict[str, Comparison] = {}
+    with tqdm(
+        total=len(tolerances) * len(pixels), desc="verifying", unit="image", disable=not progress, leave=False
+    ) as bar:
+
+        def outputs(interpreter: Interpreter, pictures: np.ndarray) -> Any:
             rows = []
-            for picture in pixels:
-                rows.append(interpreter.logits(picture[None])[0])
-                if rows[-1].shape != expected.shape[1:]:
+            for picture in pictures:
+                rows.append(interpreter.outputs(picture[None]))
+                if expected is not None and rows[-1].shape[1:] != expected.shape[1:]:
                     raise UserError(
-                        f"{found.path} was not made from this model: it has {len(rows[-1])} classes, the model "
+                        f"{found.path} was not made from this model: it has {rows[-1].shape[-1]} classes, the model "
                         f"{expected.shape[-1]}."
                     )
                 bar.update()
-            comparisons[mode] = compare(expected, np.stack(rows), labels, tolerance)
-    probes = pixels[:_PROBES]
-    operators, values = check_operators(found, probes, list(tolerances)[-1])
-    layers = check_layers(found, reference, from_pixels(probes), values)
-    failures = _failures(kind, comparisons, layers, operators, least_agreement) + check_steps(found)
-    return Verification(kind, comparisons, layers, operators, tuple(failures))
+            return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *rows)
+
+        for mode, tolerance in tolerances.items():
+            interpreter = Interpreter(found, mode)
+            if expected is None:
+                try:
+                    comparisons[mode] = compare_dense(
+                        lambda part: keras_outputs(model, from_pixels(part)),
+                        functools.partial(outputs, interpreter),
+                        pixels,
+                        tolerance,
+                        same_logit=same_logit,
+                    )
+                except ValueError as error:
+                    raise UserError(f"{found.path} was not made from this model: {error}") from error
+                continue
+            comparisons[mode] = compare(expected, outputs(interpreter, pixels), labels, tolerance)
+    return comparisons
+
+
+def as_function(path: str | Path, mode: str = "typed") -> Any:
+    """A package as a function of normalised images, with what the Keras model gives: for `mobiatt_tf.tasks`.
+
+    Args:
+        path: the .mlpackage.
+        mode: see `coreml.interpreter`.
+
+    Returns:
+        A function from float32 [N, height, width, 3] to what `Interpreter.outputs` gives. The images are rounded to
+        pixels, as Core ML gets them.
+    """
+    interpreter = Interpreter(package.read(path), mode)
+    return lambda images: interpreter.outputs(as_pixels(images))
 
 
 def _failures(
@@ -188,14 +240,22 @@ def _failures(
 ) -> list[str]:
     failures = []
     for mode, comparison in comparisons.items():
-        if not comparison.passed:
+        if not comparison.max_relative_error <= comparison.tolerance:
+            name, error = _worst_output(comparison)
+            unit = "box delta" if name == "boxes" else "logit"
             failures.append(
-                f"In {mode} its logits differ from the Keras model's by {comparison.max_relative_error:.1e} of "
-                f"max|logit|, more than {comparison.tolerance:.0e}."
+                f"In {mode} its {name} differ from the Keras model's by {error:.1e} of max|{unit}|, more than "
+                f"{comparison.tolerance:.0e}."
             )
-        differing = round((1 - comparison.agreement) * comparison.images)
-        if differing > max(1, int((1 - least_agreement) * comparison.images)):  # one near tie is no mistake
-            failures.append(f"In {mode} only {comparison.agreement:.1%} of the images get the same class.")
+        if (boxes := _box_error(comparison)) and not boxes[0] <= boxes[1]:
+            failures.append(
+                f"In {mode} its boxes around objects differ from the Keras model's by {boxes[0]:.1e} of max|box delta| "
+                f"there, more than {boxes[1]:.0e}."
+            )
+        count, what = _compared(comparison)
+        differing = round((1 - comparison.agreement) * count)
+        if differing > max(1, int((1 - least_agreement) * count)):  # one near tie is no mistake
+            failures.append(f"In {mode} only {comparison.agreement:.1%} of the {what} get the same class.")
     overflowing = next((operator for operator in operators if operator.float16 and operator.headroom < 1), None)
     if overflowing:
         failures.append(f"The first operator that overflows float16 is {overflowing.name} ({overflowing.type}).")
@@ -211,14 +271,40 @@ def _failures(
     return failures
 
 
+def _worst_output(comparison: Comparison) -> tuple[str, float]:
+    """The output that differs most, and its error."""
+    errors = comparison.output_errors if isinstance(comparison, DenseComparison) else {}
+    errors = errors or {"logits": comparison.max_relative_error}
+    return max(errors.items(), key=lambda item: np.inf if np.isnan(item[1]) else item[1])
+
+
+def _box_error(comparison: Comparison) -> tuple[float, float] | None:
+    """The error of boxes around objects and its bound; None if it is no detector's, or nothing was found."""
+    if not isinstance(comparison, DenseComparison) or comparison.box_error is None:
+        return None
+    return comparison.box_error, comparison.box_tolerance
+
+
+def _compared(comparison: Comparison) -> tuple[int, str]:
+    """How many classes were compared, and of what."""
+    if not isinstance(comparison, DenseComparison):
+        return comparison.images, "images"
+    return comparison.places, "anchors" if "boxes" in comparison.output_errors else "pixels"
+
+
 def format_table(path: Path, found: Verification) -> str:
     """The findings as text."""
     lines = [f"{path}  {found.kind}"]
-    for mode, check in found.comparisons.items():
-        top1 = "" if check.file_top1 is None else f", top-1 {check.file_top1:.2%} (Keras {check.keras_top1:.2%})"
+    for mode, comparison in found.comparisons.items():
+        top1 = ""
+        if comparison.file_top1 is not None:
+            top1 = f", top-1 {comparison.file_top1:.2%} (Keras {comparison.keras_top1:.2%})"
+        count, what = _compared(comparison)
+        where = f"{count} images" if what == "images" else f"{count} {what} of {comparison.images} images"
+        unit = "|box delta|" if _worst_output(comparison)[0] == "boxes" else "|logit|"
         lines.append(
-            f"{mode:<9} max error {check.max_relative_error:.1e} of max|logit| (allowed {check.tolerance:.0e}), same "
-            f"class on {check.agreement:.2%} of {check.images} images{top1}"
+            f"{mode:<9} max error {comparison.max_relative_error:.1e} of max{unit} (allowed "
+            f"{comparison.tolerance:.0e}), same class on {comparison.agreement:.2%} of {where}{top1}"
         )
     if found.layers:
         worst = max(found.layers, key=lambda layer: layer.error)
@@ -279,8 +365,13 @@ def main(argv: Sequence[str]) -> None:
     path = files.user_path(argv[1])
     saved = package.read(path)  # a damaged package is said before the model is loaded
     model = _model_for(saved, values.checkpoint)
+    try:
+        task = task_of(model)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    count = check_images(task, DENSE_CHECK_IMAGES)
     images, labels, what = verification.checking_images(
-        values.checkpoint, values.dataset, values.cache_dir, model.input_shape[1:3], values.check_images
+        values.checkpoint, values.dataset, values.cache_dir, model.input_shape[1:3], count, task
     )
     print(f"Checked on {what}.")
     try:
@@ -298,7 +389,7 @@ def main(argv: Sequence[str]) -> None:
 def define_flags() -> None:
     """The command line's flags."""
     flags.DEFINE_string("checkpoint", None, "Output directory of a training run, or a .keras file.", required=True)
-    define_check_flags(CHECK_IMAGES)
+    define_check_flags(CHECK_IMAGES, DENSE_CHECK_IMAGES)
 
 
 if __name__ == "__main__":

@@ -294,7 +294,6 @@ class Foreign(keras.layers.Layer):
         (Foreign(name="mine"), "The layer 'mine' of type Foreign cannot be exported"),
         (keras.layers.Conv2D(6, 3, groups=3, name="grouped"), "grouped has groups=3"),
         (keras.layers.Conv2D(6, 3, dilation_rate=2, name="dilated"), "dilated has dilation_rate"),
-        (keras.layers.Conv2D(6, 3, strides=2, padding="same", name="strided"), "pads 'same' at stride 2"),
         (keras.layers.Conv2D(6, 3, strides=(1, 2), name="uneven"), "has strides"),
         (keras.layers.Dense(4, activation="selu", name="odd"), "The activation selu cannot be exported"),
         (keras.layers.ReLU(negative_slope=0.1, name="leaky"), "leaky has a slope"),
@@ -309,13 +308,10 @@ def test_what_cannot_be_lowered_is_named(layer: keras.layers.Layer, message: str
         convert.convert(small(layer), photographs((16, 16), 2))
 
 
-def test_models_that_are_no_classifiers_are_refused() -> None:
+def test_models_of_no_task_are_refused() -> None:
     for model in (DeiTMobiAtt("quickstart", features_only=True), make_model("pvt_v2", features_only=True)):
-        with pytest.raises(ValueError, match="output"):
+        with pytest.raises(ValueError, match="belong to no task"):
             convert.convert(model, photographs(model.input_shape[1:3], 2))
-    images = keras.Input((16, 16, 3), name="images")
-    with pytest.raises(ValueError, match="only classifiers with logits"):
-        convert.convert(keras.Model(images, keras.layers.Conv2D(4, 3)(images)), photographs((16, 16), 2))
 
 
 def test_operations_without_a_layer_are_named() -> None:
@@ -323,9 +319,6 @@ def test_operations_without_a_layer_are_named() -> None:
     x = keras.layers.GlobalAveragePooling2D(name="pool")(images)
     with pytest.raises(ValueError, match="of type Add cannot be exported"):
         convert.convert(keras.Model(images, keras.layers.Dense(3)(x + 1.0)), photographs((16, 16), 2))
-    twice = keras.layers.Dense(3, name="shared")
-    with pytest.raises(ValueError, match="'shared' is called more than once"):
-        convert.convert(keras.Model(images, twice(twice(x))), photographs((16, 16), 2))
 
 
 @pytest.mark.parametrize("name", ["logits", "probabilities", "image", "head.1", "1st"])
