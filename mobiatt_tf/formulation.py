@@ -34,8 +34,8 @@ class Formulation:
         group_width: most channels of the heads that share a matrix product; see `heads_in_group`.
         chunk_tokens: about how many tokens are computed at a time, where the sequence is cut at all.
         chunk_from: tokens times channels from which a sequence is cut.
-        most_chunks: chunks of a sequence at most. Each adds some 30 operators to the file; at 2048 x 2048 pixels PVTv2's
-            first stage has 262,144 tokens, and with 512 chunks a block TensorFlow's converter takes hours.
+        most_chunks: chunks of a sequence at most. Each adds some 30 operators to the file; at 2048 x 2048 pixels the
+            first stage of PVTv2 has 262,144 tokens, and with 512 chunks a block TensorFlow's converter takes hours.
         joint_projection: query, key and value in one matrix product.
     """
 

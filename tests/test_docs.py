@@ -102,6 +102,8 @@ def test_links_to_files_lead_somewhere_and_nothing_is_left_to_fill_in():
             assert "://" in target or (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
         placeholder = re.search(r"^[A-Z_]{8,}$", text, re.MULTILINE)
         assert placeholder is None, f"{path.relative_to(ROOT)} still says {placeholder}"
+        placeholder = re.search(r"@[A-Z0-9_]+@", text)
+        assert placeholder is None, f"{path.relative_to(ROOT)} still says {placeholder}"
 
 
 def test_every_exemption_has_a_reason():
