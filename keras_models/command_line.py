@@ -9,6 +9,7 @@ from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
 from mobiatt_tf.tasks import TASKS
 
+
 def define_model_flags() -> None:
     """--checkpoint, --image_size, and for models without weights --task, --model, --variant and their attention."""
     flags.DEFINE_string("checkpoint", None, "Output directory of a training run, or a .keras file.")

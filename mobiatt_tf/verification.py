@@ -19,7 +19,7 @@ Run = Callable[[np.ndarray], Any]  # float32 images [N, height, width, 3] to `Ou
 # An anchor whose best class has a smaller probability finds nothing (torchvision's RetinaNet, score_thresh).
 _FOREGROUND = float(np.log(0.05 / (1 - 0.05)))  # as a logit
 SAME_LOGIT = 0.2  # logits that differ by less are a near tie: probabilities of .05 and .06
-INT8_SAME_LOGIT = 0.5  # of int8 files; on the detector of the quickstart 99 % differ by less than .4, all by less than .6
+INT8_SAME_LOGIT = 0.5  # of int8 files; 99 % of a trained detector's anchors differ by less than .4, all by less than .6
 _BATCH_PIXELS = 32 * 224 * 224  # at a time through Keras: 32 images of 224 x 224, three of 800 x 1344
 
 

@@ -65,8 +65,8 @@ def quantize_aware(
         own_layers: layer classes of your own and the class that quantizes each, see `QuantizedChildren`.
 
     Raises:
-        ValueError: an unknown policy, a model that is quantized already, a layer that is not known, or one that is made of
-            several and called several times; names it.
+        ValueError: an unknown policy, a model that is quantized already, a layer that is not known, or one that is made
+            of several and called several times; names it.
         UserError: tensorflow-model-optimization is not installed.
     """
     policy = get_policy(policy)

@@ -250,6 +250,18 @@ def test_quantized_models_pass_the_gates(build: Callable[[str], keras.Model], fa
     assert max(layer.error for layer in result.verification.layers) < 1  # a coarse level of nothing but zeros, too
 
 
+def test_a_detector_that_was_hardly_trained_is_exported(tmp_path: Path) -> None:
+    """No anchor has a class yet: near ties of the background are no mistakes, whatever agreement is asked for."""
+    keras.utils.set_random_seed(0)
+    model = RetinaNetMobiAtt(
+        "pvt_v2", "quickstart", SIZE, len(CLASSES), channels=8, head_depth=1, training_size=64, batch_size=None
+    )
+    result = export.export(model, tmp_path / "model.mlpackage", IMAGES[:2])
+    comparison = result.verification.comparisons["typed"]
+    assert isinstance(comparison, DenseComparison)
+    assert (comparison.places, comparison.agreement, comparison.box_error) == (0, 1.0, None)
+
+
 def test_anchors_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a careless reshape would have them: the same numbers, every shape right."""
 

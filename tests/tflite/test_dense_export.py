@@ -205,12 +205,12 @@ def compared(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray], **b
 
 def test_a_detector_that_finds_less_or_more_does_not_agree() -> None:
     generator = np.random.default_rng(0)
-    found = detections(*generator.uniform(-14, 4, (400, 4)))
+    found = detections(*np.clip(generator.normal(-6, 2, (400, 4)), -14, 4))
     lower = {**found, "logits": found["logits"] - np.float32(1.4)}
     for one, other in ((found, lower), (lower, found)):
         check = compared(one, other, tolerance=0.2, least_agreement=0.98)
         assert check.max_relative_error < 0.2
-        assert check.agreement < 0.9
+        assert check.agreement < 0.7
         assert not check.passed
     near = {**found, "logits": found["logits"] - np.float32(0.1)}
     assert compared(found, near, least_agreement=0.98).agreement == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_models import DENSE, resize
-from mobiatt_tf import quantization, tasks, training, verification
+from mobiatt_tf import files, quantization, tasks, training, verification
 from mobiatt_tf.data.dense import DenseDataset
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.lean import lean
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_refused_by_its_metric(run: tuple[str, Path, DenseData
     model = quantize.load_float(str(directory), dataset)
     twin = quantization.calibrated_copy(model, "int8", dataset, 16)
     twin.get_layer("segment_logits").input_quantizer.set_range(0.0, 1e-3)
-    paths = {name: tmp_path / f"candidate_{name}" for name in ("float32.tflite", "int8.tflite")}
+    paths = {name: tmp_path / name for name in ("float32.tflite", "int8.tflite")}
     for path, source in zip(paths.values(), (model, twin), strict=True):
         path.write_bytes(convert.convert(source))
     output = tmp_path / "output"
@@ -138,6 +138,32 @@ def test_a_damaged_file_is_refused_by_its_metric(run: tuple[str, Path, DenseData
     assert not (output / "int8.tflite").exists()
     with pytest.raises(UserError, match=r"loses .* points, more than the allowed 1\.00"):
         quantize.finish(report, output)
+
+
+@pytest.mark.slow
+def test_a_detector_that_is_not_its_twin_is_refused(run: tuple[str, Path, DenseDataset], tmp_path: Path) -> None:
+    task, directory, dataset = run
+    if task == "segmentation":
+        pytest.skip("about anchors")
+    model, other = (quantize.load_float(str(directory), dataset) for _ in range(2))
+    bias = other.get_layer("class_head_output").bias
+    bias.assign(bias - 1.0)
+    twin, other_twin = (quantization.calibrated_copy(each, "int8", dataset, 16) for each in (model, other))
+    paths = {name: tmp_path / name for name in ("float32.tflite", "int8.tflite")}
+    for path, source in zip(paths.values(), (model, other_twin), strict=True):
+        path.write_bytes(convert.convert(source))
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "int8.json").write_text('{"classes": ["old"]}')
+    # All points may be lost: a model this small finds next to nothing.
+    report = quantize.compare_and_keep(model, {"int8.tflite": twin}, dataset, paths, output, 1.0, runs=2)
+    refused = {one["name"]: one["refused"] for one in report["rows"]}
+    assert refused["float32.tflite"] is None
+    assert "the converter changed it" in refused["int8.tflite"]
+    assert not list(output.glob("int8.*"))
+    beside = json.loads((output / "float32.json").read_text())
+    assert (beside["task"], tuple(beside["classes"])) == (task, dataset.class_names)
+    assert beside["sha256"] == files.sha256(output / "float32.tflite")
 
 
 def row(**changes: Any) -> dense_report.DenseRow:
@@ -171,7 +197,11 @@ def test_good_files_are_kept() -> None:
     assert refusal(metrics=metrics(0.2901)) is None
     assert refusal(metrics=metrics(0.35)) is None
     assert refusal(file=None, metrics=metrics(0.0)) is None  # a Keras model
-    nothing = {"agreement_with_fake_quant": None, "errors_from_fake_quant": None, "box_error_from_fake_quant": None}
+    nothing: dict[str, Any] = {
+        "agreement_with_fake_quant": None,
+        "errors_from_fake_quant": None,
+        "box_error_from_fake_quant": None,
+    }
     assert refusal(has_twin=False, **nothing) is None
     assert refusal(agreement_with_fake_quant=comparison.MIN_AGREEMENT) is None
     assert refusal(box_error_from_fake_quant=None) is None  # nothing is found
