@@ -180,7 +180,6 @@ def _comparisons(
     if (own := found.metadata.get(package.TASK_KEY, task)) != task:
         raise UserError(f"{found.path} was not made from this model: it is for {own}, the model for {task}.")
     expected = keras_logits(model, from_pixels(pixels)) if task == "classification" else None
-    same_logit = verification.INT8_SAME_LOGIT if kind_of(found) == "w8a8" else verification.SAME_LOGIT
     comparisons: dict[str, Comparison] = {}
     with tqdm(
         total=len(tolerances) * len(pixels), desc="verifying", unit="image", disable=not progress, leave=False
@@ -207,7 +206,6 @@ def _comparisons(
                         functools.partial(outputs, interpreter),
                         pixels,
                         tolerance,
-                        same_logit=same_logit,
                     )
                 except ValueError as error:
                     raise UserError(f"{found.path} was not made from this model: {error}") from error

@@ -19,7 +19,6 @@ Run = Callable[[np.ndarray], Any]  # float32 images [N, height, width, 3] to `Ou
 # An anchor whose best class has a smaller probability finds nothing (torchvision's RetinaNet, score_thresh).
 _FOREGROUND = float(np.log(0.05 / (1 - 0.05)))  # as a logit
 SAME_LOGIT = 0.2  # logits that differ by less are a near tie: probabilities of .05 and .06
-INT8_SAME_LOGIT = 0.5  # of int8 files; 99 % of a trained detector's anchors differ by less than .4, all by less than .6
 _BATCH_PIXELS = 32 * 224 * 224  # at a time through Keras: 32 images of 224 x 224, three of 800 x 1344
 
 
@@ -55,7 +54,8 @@ class DenseComparison(Comparison):
 
     `max_relative_error` is the largest of `output_errors`, `agreement` is over `places`, and there is no top-1. A
     detector's anchors agree where both give the same best class and find something or nothing alike: both give the
-    class a probability above .05. What is a near tie (`same_logit`) is no disagreement.
+    class a probability above .05. A near tie is no disagreement: logits that differ by less than `SAME_LOGIT` may be
+    decided otherwise.
 
     Attributes:
         places: what was compared: pixels of the logits; of a detector the anchors for which Keras or the file gives a
@@ -65,8 +65,6 @@ class DenseComparison(Comparison):
             none): largest absolute difference of deltas over the largest absolute Keras delta there. None without any.
         box_tolerance: the bound on `box_error`.
         least_agreement: the bound on `agreement`.
-        same_logit: of a detector, the difference of logits below which a near tie may be decided otherwise: which of
-            two classes is best, and whether the best one is above .05.
     """
 
     places: int = 0
@@ -74,7 +72,6 @@ class DenseComparison(Comparison):
     box_error: float | None = None
     box_tolerance: float = np.inf
     least_agreement: float = 0.0
-    same_logit: float = SAME_LOGIT
 
     @property
     def passed(self) -> bool:
@@ -115,7 +112,6 @@ def compare_dense(
     tolerance: float,
     box_tolerance: float | None = None,
     least_agreement: float = 0.0,
-    same_logit: float = SAME_LOGIT,
 ) -> DenseComparison:
     """`compare` of what two detectors or segmenters give for the same images, without holding all outputs at a time.
 
@@ -127,14 +123,14 @@ def compare_dense(
         images: float32 [N, height, width, 3], normalised.
         tolerance: see `Comparison`.
         box_tolerance: see `DenseComparison`; None takes `tolerance`.
-        least_agreement, same_logit: see `DenseComparison`.
+        least_agreement: see `DenseComparison`.
 
     Raises:
         ValueError: there are no images, or the outputs differ in name or shape.
     """
     if not len(images):
         raise ValueError("There are no images to compare on.")
-    found = _Differences(same_logit)
+    found = _Differences()
     step = batch_size_for(images.shape[1:3])
     for start in range(0, len(images), step):
         part = images[start : start + step]
@@ -145,8 +141,7 @@ def compare_dense(
 class _Differences:
     """Collects what a `DenseComparison` says, batch by batch."""
 
-    def __init__(self, same_logit: float = SAME_LOGIT) -> None:
-        self._same_logit = same_logit
+    def __init__(self) -> None:
         self._images = 0
         self._difference: dict[str, float] = {}
         self._largest: dict[str, float] = {}
@@ -173,8 +168,8 @@ class _Differences:
             best, other = first["logits"].max(-1), second["logits"].max(-1)  # [N, anchors]
             places = (best > _FOREGROUND) | (other > _FOREGROUND)
             alike = np.take_along_axis(first["logits"], chosen[..., None], -1)[..., 0]  # of the file's class
-            equal |= best - alike < self._same_logit
-            equal &= ((best > _FOREGROUND) == (other > _FOREGROUND)) | (np.abs(best - other) < self._same_logit)
+            equal |= best - alike < SAME_LOGIT
+            equal &= ((best > _FOREGROUND) == (other > _FOREGROUND)) | (np.abs(best - other) < SAME_LOGIT)
             for threshold, seen in self._boxes.items():
                 wanted, given = (each["boxes"][best > threshold] for each in (first, second))  # [n, 4]
                 if len(wanted):
@@ -199,7 +194,6 @@ class _Differences:
             box_error=float(boxes[0][0] / max(boxes[0][1], 1e-30)) if boxes else None,
             box_tolerance=box_tolerance,
             least_agreement=least_agreement,
-            same_logit=self._same_logit,
         )
 
 

@@ -17,7 +17,7 @@ from mobiatt_tf.errors import UserError, first_line
 from mobiatt_tf.verification import DenseComparison, Run
 from tflite.comparison import FLOAT, MIN_AGREEMENT, cost_of
 from tflite.measurements import Measurements
-from tflite.verify import BOX_TOLERANCES, TOLERANCES, same_logit
+from tflite.verify import BOX_TOLERANCES, TOLERANCES
 
 # What is reported of each task, by the key in its results; the first is the headline, which decides.
 METRICS = {
@@ -168,7 +168,7 @@ def make_rows(
 
 
 def _compared(expected: Run, actual: Run, images: np.ndarray, name: str) -> DenseComparison:
-    return verification.compare_dense(expected, actual, images, tolerance=np.inf, same_logit=same_logit(name))
+    return verification.compare_dense(expected, actual, images, tolerance=np.inf)
 
 
 def compared_images(task: str, dataset: Any, image_size: tuple[int, int]) -> np.ndarray:

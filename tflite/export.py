@@ -116,7 +116,6 @@ def export(
             verify.TOLERANCES[format],
             verify.BOX_TOLERANCES[format],
             verify.LEAST_AGREEMENT[format],
-            verify.same_logit(format),
         )
         if not comparison.passed:
             raise UserError(

@@ -12,7 +12,7 @@ from mobiatt_tf.models import layer_calls
 from mobiatt_tf.quantization.composites import QUANTIZED_CLASSES, QuantizedClassToken, QuantizedConvBN, quantized_class
 from mobiatt_tf.quantization.fake_quant import FakeQuantize
 from mobiatt_tf.quantization.policies import Policy, get_policy
-from mobiatt_tf.quantization.projections import QuantizedProjection
+from mobiatt_tf.quantization.projections import QuantizedProjection, is_fused
 
 # Layers that compute in float in the file as well, or do not compute at all.
 FLOAT_LAYERS: tuple[Any, ...] = (
@@ -56,8 +56,9 @@ def quantize_aware(
 
     A dense layer or convolution that the graph calls several times, as a detector's head for each of its levels, has
     one range for all calls, and keeps the calibrated one in training: a moving average over the calls would tend to
-    the mean of the levels and cut off what the largest one holds. Layers made of several, such as `ConvBN` and
-    attention, may be called once.
+    the mean of the levels and cut off what the largest one holds. Where all that it reads is rounded already, it rounds
+    nothing again: each level keeps the steps of its own range, as TFLite's converter writes it. Layers made of
+    several, such as `ConvBN` and attention, may be called once.
 
     Args:
         model: a functional model of this package, or any of Keras' dense, convolution and float layers.
@@ -97,7 +98,7 @@ def quantize_aware(
             if not issubclass(replacement, QuantizedProjection):
                 check_called_once(layer)
             elif calls[layer.name] > 1:
-                config["follows"] = False
+                config |= {"follows": False, "rounds_input": not _reads_rounded(model, layer)}
             return replacement.from_config({**config, "policy": policy.name})
         if not isinstance(layer, FLOAT_LAYERS):
             raise ValueError(
@@ -115,6 +116,16 @@ def quantize_aware(
             layer.trainable = False  # Keras then takes the moving statistics in training too
     _carry_weights(model, copy)
     return copy
+
+
+def _reads_rounded(model: keras.Model, layer: keras.layers.Layer) -> bool:
+    """Whether a layer reads, in all its places, what a dense layer or convolution gives with its output in int8."""
+    tensors = [tensor for node in layer_calls(model) if node.operation is layer for tensor in node.input_tensors]
+    makers = [tensor._keras_history.operation for tensor in tensors]
+    return all(
+        issubclass(QUANTIZED_CLASSES.get(type(maker), object), QuantizedProjection) and is_fused(maker.activation)
+        for maker in makers
+    )
 
 
 def _carry_weights(source: keras.Model, target: keras.Model) -> None:

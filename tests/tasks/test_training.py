@@ -17,7 +17,6 @@ from mobiatt_tf.tasks.detection import Detection
 from tests.tasks.pictures import dataset, detection_split
 from tests.tasks.toys import SIZES, make_detector, recipe
 from tests.training import small
-from tests.training.test_resume import assert_same_run
 
 STEPS = 10  # of an epoch
 EPOCHS = 3
@@ -92,7 +91,7 @@ def test_a_detector_stopped_in_mid_epoch_goes_on_bit_by_bit(tmp_path: Path) -> N
     assert STEPS < stopped < 2 * STEPS
     assert f"Going on after step {stopped} " in process.stderr
     assert len(np.unique(small.losses(tmp_path / "whole"))) == STEPS * EPOCHS
-    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+    small.assert_same_run(tmp_path / "resumed", tmp_path / "whole")
 
 
 if __name__ == "__main__":

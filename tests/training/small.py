@@ -78,6 +78,22 @@ def losses(directory: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_lines(directory) if line["kind"] == "train"])
 
 
+def final_weights(directory: Path) -> dict[str, np.ndarray]:
+    """Every variable of the newest checkpoint: weights, optimizer and averages."""
+    newest = max((directory / "checkpoints").glob("*.index"))
+    reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    """Two finished runs have the same log and, bit by bit, the same variables."""
+    assert read_lines(resumed) == read_lines(whole)
+    left, right = final_weights(resumed), final_weights(whole)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
 def wait_for_step(process: subprocess.Popen[str], directory: Path, step: int, seconds: float = 120) -> None:
     """Returns when the log of a run that is under way has the line of this step."""
     log = directory / "log.jsonl"

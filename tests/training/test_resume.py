@@ -3,9 +3,7 @@
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.training import small
 
@@ -21,13 +19,6 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def final_weights(directory: Path) -> dict[str, np.ndarray]:
-    """Every variable of the newest checkpoint: weights, optimizer and averages."""
-    newest = max((directory / "checkpoints").glob("*.index"))
-    reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-
 def send_in_mid_epoch(directory: Path, number: signal.Signals) -> tuple[int, str]:
     """Sends the signal when the log has passed step 600 (in the third of four epochs); returns status and errors."""
     process = small.start("long", directory)
@@ -35,14 +26,6 @@ def send_in_mid_epoch(directory: Path, number: signal.Signals) -> tuple[int, str
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors
-
-
-def assert_same_run(resumed: Path, whole: Path) -> None:
-    assert small.read_lines(resumed) == small.read_lines(whole)
-    left, right = final_weights(resumed), final_weights(whole)
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
 def test_killed_run_resumes_bit_by_bit(whole_run: Path, tmp_path: Path) -> None:
@@ -54,7 +37,7 @@ def test_killed_run_resumes_bit_by_bit(whole_run: Path, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert int(errors.split("Going on after step ")[1].split()[0]) >= 600
-    assert_same_run(tmp_path, whole_run)
+    small.assert_same_run(tmp_path, whole_run)
 
 
 def test_terminated_run_saves_and_resumes_bit_by_bit(whole_run: Path, tmp_path: Path) -> None:
@@ -68,4 +51,4 @@ def test_terminated_run_saves_and_resumes_bit_by_bit(whole_run: Path, tmp_path: 
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert f"Going on after step {saved} " in errors
-    assert_same_run(tmp_path, whole_run)
+    small.assert_same_run(tmp_path, whole_run)

@@ -13,7 +13,6 @@ import pytest
 from mobiatt_tf import training
 from mobiatt_tf.errors import UserError
 from tests.training import small
-from tests.training.test_resume import assert_same_run
 
 WHOLE = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -102,7 +101,7 @@ def test_the_run_goes_on_after_a_worker_was_killed(tmp_path: Path, long_together
     assert "lost another worker" in errors
     assert "Start all of them again" in errors
     run_together("long_workers", tmp_path)
-    assert_same_run(tmp_path, long_together)
+    small.assert_same_run(tmp_path, long_together)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def test_both_stop_when_one_is_told_to(tmp_path: Path, long_together: Path) -> N
     assert len(saved) == 1
     assert (tmp_path / "checkpoints" / f"step_{int(saved.pop()):09d}.json").exists()
     run_together("long_workers", tmp_path)
-    assert_same_run(tmp_path, long_together)
+    small.assert_same_run(tmp_path, long_together)
 
 
 @pytest.mark.slow
