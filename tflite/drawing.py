@@ -9,6 +9,7 @@ import numpy as np
 _LEAST_SIDE = 320  # smaller pictures are enlarged before anything is drawn, else names would cover them
 _GOLDEN = 0.618033988749895  # hues at multiples of the golden ratio stay far apart however many there are
 _MOST_LEGEND_ENTRIES = 24
+_BACKGROUND = "background"
 _CHUNK_PIXELS = 1 << 22  # counted at a time: np.bincount makes 8 bytes of each
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 
@@ -74,6 +75,8 @@ def draw_regions(
 ) -> Any:
     """The photograph tinted by the class of each pixel, outlined where classes meet, with a legend at its right.
 
+    A class called "background" is what is left of the photograph: it has no tint.
+
     Args:
         image: uint8 [H, W, 3].
         labels: uint8 or int [H, W], class indices.
@@ -91,13 +94,16 @@ def draw_regions(
         image, labels = (x.repeat(factor, axis=0).repeat(factor, axis=1) for x in (image, labels))
     tint = label_picture(labels, len(class_names)).convert("RGB")
     picture = np.array(Image.blend(Image.fromarray(image), tint, opacity))  # [H, W, 3], in bytes throughout
+    nothing = [index for index, name in enumerate(class_names) if name == _BACKGROUND]
+    for index in nothing:
+        np.copyto(picture, image, where=(labels == index)[..., None])
     edges = np.zeros(labels.shape, bool)
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
     picture[edges] = 255
     present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     entries = [
-        (class_color(index), f"{class_names[index]}  {counts[index] / pixels:.1%}")
+        (_PAPER if index in nothing else class_color(index), f"{class_names[index]}  {counts[index] / pixels:.1%}")
         for index in present[:_MOST_LEGEND_ENTRIES]
     ]
     if len(present) > _MOST_LEGEND_ENTRIES:

@@ -186,6 +186,15 @@ def test_the_legend_names_the_classes_that_are_there_largest_first() -> None:
     assert rows[2].max() < rows[7].min()
 
 
+def test_the_background_of_a_segmenter_stays_as_it_was() -> None:
+    labels = np.zeros((300, 400), np.uint8)
+    labels[:, :100] = 1
+    photo = np.full((300, 400, 3), 99, np.uint8)
+    picture = np.asarray(drawing.draw_regions(photo, labels, ["background", "coin"], drawing.count_labels(labels, 2)))
+    assert (picture[:, 120:400] == 99).all()
+    assert (picture[150, 50] != 99).any()
+
+
 def test_a_label_picture_stores_the_classes(tmp_path: Path) -> None:
     labels = np.arange(150).reshape(10, 15)
     drawing.label_picture(labels, 150).save(tmp_path / "labels.png")
