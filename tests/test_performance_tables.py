@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import arm, attention, memory, models, rewrites
+from benchmarks import arm, attention, memory, models, resolution_report, rewrites
 from benchmarks.peers import report
 
 DOCUMENT = (attention.ROOT / "docs" / "performance.md").read_text()
@@ -23,6 +23,20 @@ def test_attention(format: str, threads: int) -> None:
 
 def test_memory() -> None:
     assert f"\n{memory.table(MEMORY)}\n" in DOCUMENT
+
+
+def test_resolution() -> None:
+    """Where tokens are many, Mobile-Attention is faster than the host and takes less memory."""
+    results = json.loads((attention.ROOT / "docs" / "resolution.json").read_text())
+    assert f"\n{resolution_report.table(results)}\n" in DOCUMENT
+    large = [case for case in results["cases"].values() if case["phase"] == "tflite" and case["tokens"] > 50_000]
+    assert large
+    for case in large:
+        mobile, softmax = (case["rows"][name] for name in ("mobile", "softmax"))
+        assert mobile["failure"] is None
+        if softmax["failure"] is None:
+            assert mobile["to_softmax"]["median"] < 1
+            assert mobile["peak_bytes"] < softmax["peak_bytes"]
 
 
 def test_arm() -> None:
