@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 import keras_models
-from mobiatt_tf import cli, data, files, tasks, training
+from mobiatt_tf import cli, data, files, tasks, training, verification
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.models import load_trained
 
@@ -73,9 +73,19 @@ OVERRIDES = {
 }
 
 
+# Recipes that are made for one task alone.
+_RECIPES_OF = {
+    "coco": "detection",
+    "quickstart_detection": "detection",
+    "ade20k": "segmentation",
+    "quickstart_segmentation": "segmentation",
+}
+
+
 def load_dataset() -> Any:
     """The dataset of the flags."""
-    name = DATASET.value or ("fashion_mnist" if TASK.value == "classification" else "scenes")
+    of_run = verification.dataset_of_run(OUTPUT_DIR.value) if EVALUATE_ONLY.value else None
+    name = DATASET.value or of_run or ("fashion_mnist" if TASK.value == "classification" else "scenes")
     dataset = tasks.load_dataset(TASK.value, name, CACHE_DIR.value)
     if LIMIT_TRAIN.value:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(LIMIT_TRAIN.value))
@@ -90,6 +100,9 @@ def evaluate(dataset: Any, strategy: tf.distribute.Strategy, recipe: training.Re
     with strategy.scope():
         model = load_trained(OUTPUT_DIR.value)
     task.check_model(model, dataset)
+    names = verification.class_names_of_run(OUTPUT_DIR.value)
+    if names and names != tuple(dataset.class_names):
+        logging.warning("The run has learned %s; %s has %s.", names[:5], dataset.name, dataset.class_names[:5])
     result = task.evaluator(model, dataset, strategy, recipe)(dataset.test, lambda: None)
     print(f"{OUTPUT_DIR.value}: {format_scores(result.to_line())} on {result.count} images of {dataset.name}")
 
@@ -111,6 +124,9 @@ def recipe_of_flags() -> training.Recipe:
     overrides = {name: flag.value for name, flag in OVERRIDES.items() if flag.value is not None}
     name = RECIPE.value or ("quickstart" if TASK.value == "classification" else f"quickstart_{TASK.value}")
     recipe = training.make_recipe(name, **overrides)
+    wanted = _RECIPES_OF.get(name, TASK.value)
+    if wanted != TASK.value:
+        raise UserError(f"--recipe={name} is for --task={wanted}, not for {TASK.value}.")
     for ignored, instead in (("epochs", "max_steps"), ("warmup_epochs", "warmup_steps")):
         if ignored in overrides and getattr(recipe, instead) and instead not in overrides:
             raise UserError(

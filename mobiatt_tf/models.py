@@ -53,8 +53,8 @@ def load_trained(checkpoint: str | os.PathLike[str]) -> keras.Model:
         path = path / "model.keras"
     if not path.is_file():
         raise UserError(
-            f"There is no model at {path}. Give the --output_dir of a training run that has finished at least one "
-            "epoch, or a .keras file."
+            f"There is no model at {path}. Give the --output_dir of a training run that has been evaluated "
+            "once, or a .keras file."
         )
     import mobiatt_tf.quantization  # registers the layers of quantized models  # noqa: F401
 

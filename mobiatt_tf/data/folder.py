@@ -90,6 +90,14 @@ def load_folder(root: Path, cache_path: Path, name: str | None = None) -> Datase
 def _find_splits(root: Path) -> tuple[Path, Path | None]:
     """The directory of the training classes and that of the test classes; root and None when there is no such split."""
     folders = _list_folders(root)
+    labels = [folder for folder in ("annotations", "labels", "masks") if folder in folders]
+    if "images" in folders and labels:
+        raise UserError(
+            f"{root} has the folders images and {labels[0]}, as data of segmentation have: add --task=segmentation. If "
+            "they are two classes, call them something else."
+        )
+    if any((root / "annotations").glob("*.json")):
+        raise UserError(f"{root} has annotations/*.json, as data of detection have: add --task=detection.")
     if "train" not in folders:
         return root, None
     test = next((root / folder for folder in _TEST_FOLDERS if folder in folders), None)

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from mobiatt_tf.data.ade20k import CLASSES as ADE20K_CLASSES
-from mobiatt_tf.data.checked import check_files, is_utf8, printable
+from mobiatt_tf.data.checked import check_files, first_names, is_utf8, printable
 from mobiatt_tf.data.dataset import Split, warn_of_skipped
 from mobiatt_tf.data.dense import IGNORED, DenseDataset, SegmentationSplit
 from mobiatt_tf.data.orientation import UPRIGHT, believed, exif_orientation, upright_sizes
@@ -213,8 +213,20 @@ def _classes(root: Path, images: list[str], masks: dict[str, tuple[Any, ...]]) -
     else:
         if names is None:
             names = tuple(str(i) for i in range(np.max(np.flatnonzero(present[:IGNORED]), initial=-1) + 1))
+            if len(names) == 1:
+                raise UserError(
+                    f"The label images of {root} have one class, 0, and nothing to tell it from. The value {IGNORED} "
+                    f"does not count: masks of 0 and {IGNORED} must become masks of 0 and 1."
+                )
         if not names:
             raise UserError(f"The label images of {root} have no value but {IGNORED}: no pixel counts.")
+        if absent := [name for name, there in zip(names, present, strict=False) if not there]:
+            logging.warning(
+                "No label image of %s has the class %s. (The value %d does not count.)",
+                root,
+                first_names(absent),
+                IGNORED,
+            )
         label_map = np.where(np.arange(256) < len(names), np.arange(256), IGNORED).astype(np.uint8)
         highest = len(names) - 1
     wrong = np.flatnonzero(present[highest + 1 : IGNORED]) + highest + 1

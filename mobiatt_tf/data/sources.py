@@ -90,6 +90,8 @@ def load(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
         return _LOADERS[name](cache_path)
     if name.startswith("tfds:"):
         return load_tfds(name.removeprefix("tfds:"), cache_path)
+    if name == "scenes":
+        raise UserError("scenes is for --task=detection and --task=segmentation.")
     directory = user_path(name.removeprefix("folder:"))
     if not name or not directory.is_dir():
         raise UserError(

@@ -115,14 +115,18 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def convert(model: keras.Model, batch_size: int | None = None) -> Any:
-    """The `onnx.ModelProto` of a functional Keras model; arguments and errors as in `export`."""
+def _check_is_classifier(model: keras.Model) -> None:
     shapes = [tuple(output.shape) for output in model.outputs]
     if any(len(shape) != 2 for shape in shapes) or (len(shapes) > 1 and not isinstance(model, DistilledModel)):
         raise UserError(
             f"Only classifiers can be exported to ONNX, but {model.name} has outputs of the shapes {shapes}. "
             "TFLite and Core ML take detectors and segmenters."
         )
+
+
+def convert(model: keras.Model, batch_size: int | None = None) -> Any:
+    """The `onnx.ModelProto` of a functional Keras model; arguments and errors as in `export`."""
+    _check_is_classifier(model)
     try:
         import tf2onnx
     except ImportError as error:
@@ -224,6 +228,7 @@ def main(_: Sequence[str]) -> None:
     if output.suffix != ".onnx":
         raise UserError(f"--output={values.output} must end in .onnx.")
     model = load_trained(values.checkpoint)
+    _check_is_classifier(model)
     images, labels, what = checking_images(
         values.checkpoint, values.dataset, values.cache_dir, model.input_shape[1:3], values.check_images
     )

@@ -125,4 +125,6 @@ def check_recipe(recipe: Recipe, task: str) -> None:
         if getattr(recipe, name) != off
     ]
     if given:
-        raise ValueError(f"The recipe has {', '.join(given)}: {task} does not do that. Turn it off.")
+        raise ValueError(
+            f"The recipe has {', '.join(given)}: {task} does not do that. Turn it off, or take a recipe of {task}."
+        )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from absl import logging
 
 from mobiatt_tf.training.identity import total_steps
 from mobiatt_tf.training.layer_decay import layer_scales
@@ -42,6 +43,8 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.sche
     """
     steps = total_steps(recipe, steps_per_epoch)
     warmup_steps = min(recipe.warmup_steps or round(recipe.warmup_epochs * steps_per_epoch), steps - 1)
+    if warmup_steps > steps / 2:
+        logging.warning("The warm-up takes %d of %d steps: choose fewer, or train longer.", warmup_steps, steps)
     if recipe.schedule == "steps":
         boundaries = [epoch * steps_per_epoch - 1 for epoch in recipe.decay_epoch_numbers()]  # the last before the drop
         values = [recipe.learning_rate * 0.1**index for index in range(len(boundaries) + 1)]

@@ -132,6 +132,22 @@ def test_a_train_folder_alone_is_split(folder: Path, load) -> None:  # type: ign
     assert len(dataset.test) > 0
 
 
+@pytest.mark.parametrize("labels", ["annotations", "labels", "masks"])
+def test_data_of_segmentation_are_not_taken_for_two_classes(tmp_path: Path, load, labels: str) -> None:  # type: ignore[no-untyped-def]
+    for name in ("images", labels):
+        write(tmp_path / "set" / name / "train" / "1.png", noise(1))
+    with pytest.raises(UserError, match="add --task=segmentation"):
+        load(tmp_path / "set")
+
+
+def test_data_of_detection_are_not_taken_for_classes(tmp_path: Path, load) -> None:  # type: ignore[no-untyped-def]
+    write(tmp_path / "set" / "train2017" / "1.png", noise(1))
+    (tmp_path / "set" / "annotations").mkdir()
+    (tmp_path / "set" / "annotations" / "instances_train2017.json").write_text("{}")
+    with pytest.raises(UserError, match="add --task=detection"):
+        load(tmp_path / "set")
+
+
 def test_train_and_val_with_other_folders_beside_them(tmp_path: Path, load) -> None:  # type: ignore[no-untyped-def]
     for place in ("train/car", "train/plane", "val/car", "val/plane", "annotations/car"):
         write(tmp_path / "root" / place / "0.png", flat())

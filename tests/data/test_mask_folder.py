@@ -344,6 +344,21 @@ def test_classes_txt_that_cannot_be_meant(folder: Path, load, content: bytes) ->
         load(folder)
 
 
+def test_masks_of_0_and_255_have_one_class_and_are_refused(folder: Path, load) -> None:  # type: ignore[no-untyped-def]
+    """255 does not count: the rest would be learned perfectly."""
+    (folder / "classes.txt").unlink()
+    for path in folder.rglob("*.png"):
+        write(path, encoded(np.where(labels(int(path.stem)) == 1, 255, 0).astype(np.uint8)))
+    with pytest.raises(UserError, match="masks of 0 and 255 must become masks of 0 and 1"):
+        load(folder)
+
+
+def test_classes_that_no_label_image_has_are_named(folder: Path, load, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    write(folder / "classes.txt", b"sky\nearth\nsea\nfire\n")
+    assert load(folder).class_names == ("sky", "earth", "sea", "fire")
+    assert "has the class fire" in caplog.text
+
+
 def test_no_pixel_that_counts(folder: Path, load) -> None:  # type: ignore[no-untyped-def]
     (folder / "classes.txt").unlink()
     for path in folder.rglob("*.png"):

@@ -59,7 +59,8 @@ def test_trains_a_detector_by_the_tasks_own_recipe_and_evaluates_it(tmp_path: Pa
     assert f"AP {results['ap']:.2%}" in trained.stdout
     assert [line["step"] for line in read_lines(output) if line["kind"] == "evaluation"] == [1, 2]
 
-    evaluated = run(["train_tpu_gpu.py", *flags, "--evaluate_only"])
+    of_run = [flag for flag in flags if not flag.startswith("--dataset")]
+    evaluated = run(["train_tpu_gpu.py", *of_run, "--evaluate_only"])  # the dataset is that of the run
     assert evaluated.returncode == 0, evaluated.stderr
     assert f"AP {results['ap']:.2%}" in evaluated.stdout
     without_task = run(["train_tpu_gpu.py", f"--output_dir={output}", "--evaluate_only"])
@@ -77,13 +78,20 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     folder = CocoFolder(tmp_path / "coco").root
     detection, data = "--task=detection", [f"--dataset={folder}", f"--cache_dir={tmp_path / 'cache'}"]
     cases = [
-        ([detection, "--recipe=ade20k", "--epochs=2"], "--epochs=2 would be ignored: the recipe has max_steps=40000"),
+        (
+            ["--task=segmentation", "--recipe=ade20k", "--epochs=2"],
+            "--epochs=2 would be ignored: the recipe has max_steps=40000",
+        ),
         ([detection, "--recipe=coco", "--warmup_epochs=1"], "--warmup_epochs=1.0 would be ignored"),
         ([detection, "--recipe=coco", "--epochs=6", "--batch_size=2", *data], "the learning rate would not fall"),
-        ([detection, "--recipe=paper"], "label_smoothing=0.1"),
+        ([detection, "--recipe=paper"], "take a recipe of detection"),
+        ([detection, "--recipe=ade20k"], "--recipe=ade20k is for --task=segmentation"),
         ([detection, "--teacher=x"], "Distillation is for classification"),
         ([detection, "--distilled", "--model=deit"], "Distillation is for classification"),
-        (["--recipe=coco"], "which is for detection and segmentation"),
+        (["--recipe=coco"], "--recipe=coco is for --task=detection"),
+        (["--flip=0.5"], "which is for detection and segmentation"),
+        (["--dataset=scenes"], "scenes is for --task=detection"),
+        ([*data], "add --task=detection"),
         (["--training_size=64"], "--training_size is for --task=detection"),
         (["--task=segmentation", *data], "images/training"),
         ([detection, f"--dataset={tmp_path}"], "JSON"),
