@@ -80,8 +80,8 @@ def choose_dataset() -> str:
     raise UserError("No dataset could be loaded; the messages above say why.")
 
 
-def run(command: list[str]) -> None:
-    """Prints a command and runs it; its failure ends the quickstart with its own message."""
+def run(command: list[str], again: str = "make quickstart") -> None:
+    """Prints a command and runs it; its failure ends the quickstart with its own message and what to call again."""
     print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "TF_CPP_MIN_LOG_LEVEL": "2"}
     with subprocess.Popen(command, env=environment) as process:
@@ -91,9 +91,7 @@ def run(command: list[str]) -> None:
             process.wait()  # it has had the signal too and saves its state
             raise
     if status:
-        raise UserError(
-            f"The command above ended with status {status}. Once mended, `make quickstart` goes on from there."
-        )
+        raise UserError(f"The command above ended with status {status}. Once mended, `{again}` goes on from there.")
 
 
 def gather(dataset: str) -> dict[str, Any]:

@@ -5,10 +5,9 @@ table, one JSON file and one picture under runs/quickstart_dense. Run again, it 
 are the scenes that this project draws (docs/scenes.md): the objects of the test occur nowhere in training.
 """
 
+import functools
 import itertools
 import os
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from absl import flags
 
 from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
+from tools import quickstart
 
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/quickstart_dense", "Gets everything.")
 BRIEF = flags.DEFINE_bool("brief", False, "One epoch on a few images: a trial of the commands, not of the models.")
@@ -39,6 +39,7 @@ FORMATS = ("float32", "dynamic")
 PICTURES = 6  # held-out images that are drawn
 BRIEF_FLAGS = ("--epochs=1", "--limit_train=64", "--limit_test=8")
 BRIEF_IMAGES = 8
+run = functools.partial(quickstart.run, again="make quickstart-dense")
 
 
 def main(_: Sequence[str]) -> None:
@@ -111,22 +112,6 @@ def move_aside_other_recipe(task: str, run_directory: Path, changes: Sequence[st
         aside = next(path for path in names if not path.exists())
         run_directory.rename(aside)
         print(f"{run_directory} is of another recipe and was moved to {aside}.")
-
-
-def run(command: list[str]) -> None:
-    """Prints a command and runs it; its failure ends the quickstart with its own message."""
-    print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    with subprocess.Popen(command, env=environment) as process:
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it has had the signal too and saves its state
-            raise
-    if status:
-        raise UserError(
-            f"The command above ended with status {status}. Once mended, `make quickstart-dense` goes on from there."
-        )
 
 
 def gather(task: str, output: Path, brief: bool) -> dict[str, Any]:
