@@ -95,7 +95,8 @@ def test_the_picture_shows_curves_and_predictions(tool: ModuleType, results: dic
                 tool.pictures_path(task, tmp_path) / f"{photo.stem}_{suffix}.jpg"
             )
     tool.draw(results, tmp_path, photos, tmp_path / "dense.png")
-    pixels = np.asarray(Image.open(tmp_path / "dense.png").convert("RGB")).astype(int)
+    with Image.open(tmp_path / "dense.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
     red = (abs(pixels - (200, 30, 30)).max(-1) < 20).sum()
     blue = (abs(pixels - (31, 119, 180)).max(-1) < 20).sum()
     assert red > 4 * 1000, "four predictions"
@@ -148,7 +149,8 @@ def test_all_of_it_briefly(load_scenes: Callable[[], None], tmp_path: Path) -> N
         same = abs(results[task]["files"]["float32"][key] - results[task]["training"][key])
         assert same < 0.02, "the file is measured as the model is"
         assert len(list((tmp_path / f"{task}_pictures").glob("*.jpg"))) == 6
-    assert Image.open(tmp_path / "dense.png").size[0] > 1000
+    with Image.open(tmp_path / "dense.png") as picture:
+        assert picture.size[0] > 1000
     assert "mAP50" in first.stdout
 
 

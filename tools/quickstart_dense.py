@@ -21,9 +21,6 @@ from mobiatt_tf import cli, files
 from mobiatt_tf.errors import UserError
 from tools import quickstart
 
-OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/quickstart_dense", "Gets everything.")
-BRIEF = flags.DEFINE_bool("brief", False, "One epoch on a few images: a trial of the commands, not of the models.")
-
 # What a sound installation reaches of each task's measure: average precision at an overlap of .5, and the mean
 # intersection over union, both on 200 scenes of objects and photographs that training did not show.
 EXPECTED = {"detection": ("ap50", 0.5), "segmentation": ("miou", 0.5)}
@@ -45,19 +42,19 @@ run = functools.partial(quickstart.run, again="make quickstart-dense")
 def main(_: Sequence[str]) -> None:
     """Trains, exports, measures and draws both tasks."""
     root = Path(__file__).resolve().parents[1]
-    output = (Path.cwd() / files.user_path(OUTPUT_DIR.value)).resolve()
+    output = (Path.cwd() / files.user_path(flags.FLAGS.output_dir)).resolve()
     os.chdir(root)
     start = time.monotonic()
     photos = held_out_images(PICTURES)
     for task in EXPECTED:
-        run_task(task, output, photos, BRIEF.value)
-    results = {task: gather(task, output, BRIEF.value) for task in EXPECTED}
+        run_task(task, output, photos, flags.FLAGS.brief)
+    results = {task: gather(task, output, flags.FLAGS.brief) for task in EXPECTED}
     files.write_json(output / "results.json", {**results, "seconds": round(time.monotonic() - start)})
     with files.atomic_path(output / "dense.png") as temporary:
         draw(results, output, photos, temporary)
     print("\n" + format_table(results))
     print(f"\nresults  {output / 'results.json'}\npicture  {output / 'dense.png'}")
-    if not BRIEF.value:
+    if not flags.FLAGS.brief:
         require_expected(results)
 
 
@@ -209,4 +206,6 @@ def draw_curve(axes: Any, found: dict[str, Any], task: str) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("output_dir", "runs/quickstart_dense", "Gets everything.")
+    flags.DEFINE_bool("brief", False, "One epoch on a few images: a trial of the commands, not of the models.")
     cli.run(main)

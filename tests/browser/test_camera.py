@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.conftest import Serving
 from tests.browser.driving import open_page
-from tflite import verify
 from tflite.measurements import Plan
 
 pytestmark = pytest.mark.slow
@@ -160,7 +160,11 @@ def test_of_two_outputs_the_page_believes_the_one_that_the_computer_names(
     canvas = "const [c] = document.querySelectorAll('#classify canvas.image');"
     pixels = chrome.execute_script(f"{canvas} return [...c.getContext('2d').getImageData(0, 0, 16, 16).data]")
     seen = np.array(pixels, np.float32).reshape(1, 16, 16, 4)[..., :3] / 127.5 - 1
-    logits = verify.run_file(file, seen)[0]
+    interpreter = Interpreter(str(file))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], seen)
+    interpreter.invoke()
+    logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]
     powers = np.exp(logits - logits.max())
     found = np.zeros(5)
     for index, probability in rows:
