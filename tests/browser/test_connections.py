@@ -90,9 +90,7 @@ def test_many_idle_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for connection in crowd:
             assert connection.recv(1) == b""  # by the limit, or by the deadline
             connection.close()
-        deadline = time.monotonic() + 10
-        while threading.active_count() > alive - 40 and time.monotonic() < deadline:
-            time.sleep(0.05)  # the threads of the crowd end a moment after their connections
+        time.sleep(1)  # the server frees the places of the crowd a moment after their connections
         assert _get(site, None) == b"<!doctype html>"
 
 
