@@ -94,11 +94,9 @@ def load_dataset() -> Any:
     return dataset
 
 
-def evaluate(dataset: Any, strategy: tf.distribute.Strategy, recipe: training.Recipe) -> None:
+def evaluate(model: keras.Model, dataset: Any, strategy: tf.distribute.Strategy, recipe: training.Recipe) -> None:
     """Prints what the saved model reaches."""
     task = tasks.make_task(TASK.value)
-    with strategy.scope():
-        model = load_trained(OUTPUT_DIR.value)
     task.check_model(model, dataset)
     names = verification.class_names_of_run(OUTPUT_DIR.value)
     if names and names != tuple(dataset.class_names):
@@ -138,15 +136,17 @@ def recipe_of_flags() -> training.Recipe:
     return recipe
 
 
-def check_task_of_run() -> None:
-    """Whether --task is that of the saved model.
+def load_model_of_run(strategy: tf.distribute.Strategy) -> keras.Model:
+    """The saved model.
 
     Raises:
-        UserError: it is not, or there is no model.
+        UserError: there is none, or it is for another task than --task.
     """
-    found = tasks.task_of(load_trained(OUTPUT_DIR.value))
-    if found != TASK.value:
+    with strategy.scope():
+        model = load_trained(OUTPUT_DIR.value)
+    if (found := tasks.task_of(model)) != TASK.value:
         raise UserError(f"The model in {OUTPUT_DIR.value} is for {found}: add --task={found}.")
+    return model
 
 
 def family_name() -> str:
@@ -309,11 +309,10 @@ def main(_: Sequence[str]) -> None:
             tf.config.experimental.enable_op_determinism()
         strategy = training.make_strategy(STRATEGY.value, TPU.value)
         if EVALUATE_ONLY.value:
-            check_task_of_run()
-        dataset = load_dataset()
-        if EVALUATE_ONLY.value:
-            evaluate(dataset, strategy, recipe)
+            model = load_model_of_run(strategy)  # before a dataset is read or fetched
+            evaluate(model, load_dataset(), strategy, recipe)
             return
+        dataset = load_dataset()
         training.steps_per_epoch(dataset, recipe, strategy)
         cadence = training.Cadence(
             LOG_EVERY.value, EVALUATE_EVERY.value, CHECKPOINT_SECONDS.value, CHECKPOINT_STEPS.value

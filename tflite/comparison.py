@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mobiatt_tf import data, files
 from mobiatt_tf.errors import UserError, first_line
+from mobiatt_tf.verification import Run
 from tflite.host import HostDevice
 from tflite.measurements import Measurements, Plan, ratio, reference_of, summarize
 
@@ -61,9 +62,13 @@ class Row:
         return self.top1
 
 
-def keras_runner(model: keras.Model) -> Logits:
-    """The logits of a Keras model."""
-    return lambda images: np.asarray(model.predict_on_batch(images), "float32")
+def keras_runner(model: keras.Model) -> Run:
+    """The outputs of a Keras model, float32: the logits of a classifier, see `verification.Outputs` for the others."""
+
+    def run(images: np.ndarray) -> Any:
+        return keras.tree.map_structure(lambda values: np.asarray(values, "float32"), model.predict_on_batch(images))
+
+    return run
 
 
 def all_logits(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from mobiatt_tf import verification
@@ -68,15 +67,6 @@ class DenseRow:
     def score(self) -> float:
         """The headline metric."""
         return next(iter(self.metrics.values()))
-
-
-def keras_runner(model: keras.Model) -> Run:
-    """The outputs of a Keras model, float32: see `verification.Outputs`."""
-
-    def run(images: np.ndarray) -> Any:
-        return keras.tree.map_structure(lambda values: np.asarray(values, "float32"), model.predict_on_batch(images))
-
-    return run
 
 
 def measure(

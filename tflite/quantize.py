@@ -190,10 +190,9 @@ def compare_and_keep(
             del paths[name]
     if "float32.tflite" in failures:
         raise UserError(failures["float32.tflite"])
-    keras_runner = comparison.keras_runner if task == "classification" else dense_report.keras_runner
-    runners: dict[str, Any] = {FLOAT: keras_runner(model)}
+    runners: dict[str, Any] = {FLOAT: comparison.keras_runner(model)}
     twin_names = {file: FAKE_QUANT if index == 0 else f"{FAKE_QUANT} {file}" for index, file in enumerate(twins)}
-    runners.update({twin_names[file]: keras_runner(twin) for file, twin in twins.items()})
+    runners.update({twin_names[file]: comparison.keras_runner(twin) for file, twin in twins.items()})
     runners.update({name: FileRunner(path) for name, path in paths.items()})
     image_size = model.input_shape[1:3]
     rows: list[Any]

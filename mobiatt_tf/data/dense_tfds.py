@@ -1,6 +1,7 @@
 """Boxes and labelled pixels of tensorflow-datasets (TFDS), read from the TFRecord files that it prepares."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,15 @@ def load_tfds_detection(name: str, cache_path: Path) -> DenseDataset:
     state = {"rules of detection": _RULES, "image": image_key, "objects": objects}
     splits, skipped = {}, []
     for split in _splits(name, builder):
-        images, numbers, problems = examined_shards(
-            shards_of(builder, split),
+        images, numbers, problems = _examined(
+            name,
+            builder,
+            split,
             cache_path,
             examine=lambda features: _examine_boxes(features, image_key, objects),
             state=state,
-            image_key=image_key,
-            title=f"{split} records of {name}",
+            wrong="are damaged",
         )
-        warn_of_skipped(problems, f"records of {builder.data_dir} are damaged and are skipped")
-        if not len(images):
-            raise UserError(nothing_whole(name, builder, split, problems))
         splits[split], left_out = _detection_split(images, numbers, len(class_names))
         warn_of_skipped(left_out, f"boxes of {builder.data_dir} cannot be used and are skipped")
         skipped += [*problems, *left_out]
@@ -106,22 +105,49 @@ def load_tfds_segmentation(name: str, cache_path: Path) -> DenseDataset:
     found: dict[str, tuple[Split, tuple[np.ndarray, ...]]] = {}
     skipped: list[str] = []
     for split in _splits(name, builder):
-        images, numbers, problems = examined_shards(
-            shards_of(builder, split),
+        images, numbers, problems = _examined(
+            name,
+            builder,
+            split,
             cache_path,
             examine=lambda features: _examine_mask(features, image_key, mask_key),
             state=state,
-            image_key=image_key,
-            title=f"{split} records of {name}",
+            wrong="cannot be used",
         )
-        warn_of_skipped(problems, f"records of {builder.data_dir} cannot be used and are skipped")
-        if not len(images):
-            raise UserError(nothing_whole(name, builder, split, problems))
         found[split] = images, numbers
         skipped += problems
     class_names, label_map = _classes(name, builder, mask_key, found)
     train, test = (_segmentation_split(*each, mask_key, label_map, skipped) for each in found.values())
     return DenseDataset(f"tfds:{name}", class_names, train, test, tuple(skipped))
+
+
+def _examined(
+    name: str,
+    builder: Any,
+    split: str,
+    cache_path: Path,
+    *,
+    examine: Callable[[Any], Finding],
+    state: dict[str, Any],
+    wrong: str,
+) -> tuple[Split, tuple[np.ndarray, ...], tuple[str, ...]]:
+    """What `examined_shards` finds in a split; the others are counted in a warning, which says what is `wrong`.
+
+    Raises:
+        UserError: no record can be used.
+    """
+    images, numbers, problems = examined_shards(
+        shards_of(builder, split),
+        cache_path,
+        examine=examine,
+        state=state,
+        image_key=state["image"],
+        title=f"{split} records of {name}",
+    )
+    warn_of_skipped(problems, f"records of {builder.data_dir} {wrong} and are skipped")
+    if not len(images):
+        raise UserError(nothing_whole(name, builder, split, problems))
+    return images, numbers, problems
 
 
 def _splits(name: str, builder: Any) -> tuple[str, str]:

@@ -22,7 +22,15 @@ from mobiatt_tf.tasks.coco_metrics import (
 )
 from mobiatt_tf.tasks.decoding import Detections, decode_detections
 from mobiatt_tf.tasks.matching import IGNORED, anchor_targets
-from mobiatt_tf.tasks.running import DeviceRunner, check_classes, check_recipe, image_size_of, parts_of_batch, shown
+from mobiatt_tf.tasks.running import (
+    DeviceRunner,
+    check_classes,
+    check_recipe,
+    image_size_of,
+    parts_of_batch,
+    pipeline_arguments,
+    shown,
+)
 from mobiatt_tf.training.distillation import Teacher
 from mobiatt_tf.training.recipes import Recipe
 from mobiatt_tf.training.task import Evaluate, Losses
@@ -122,16 +130,11 @@ class Detection:
         return detection_pipeline.train_batches(
             _detection_split(dataset.train),
             image_size=image_size,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
             epoch=epoch,
             first_step=first_step,
-            scale=(recipe.scale_low, recipe.scale_high),
-            flip=recipe.flip,
-            photometric=recipe.photometric,
             replica_count=replica_count,
             replicas=replicas,
-            parts=recipe.accumulation,
+            **pipeline_arguments(recipe),
         )
 
     def losses(self, model: keras.Model, recipe: Recipe, teacher: Teacher | None) -> Losses:

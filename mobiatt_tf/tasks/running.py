@@ -103,6 +103,18 @@ def image_size_of(model: keras.Model) -> tuple[int, int]:
     return shapes[0][1], shapes[0][2]
 
 
+def pipeline_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says to the `train_batches` of detection and of segmentation."""
+    return {
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "scale": (recipe.scale_low, recipe.scale_high),
+        "flip": recipe.flip,
+        "photometric": recipe.photometric,
+        "parts": recipe.accumulation,
+    }
+
+
 def parts_of_batch(recipe: Recipe) -> int:
     """Images that a recipe computes at a time, over all devices: as many fit into memory in an evaluation too."""
     return max(recipe.batch_size // recipe.accumulation, 1)

@@ -12,7 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from mobiatt_tf.data.dense import IGNORED, DenseDataset, SegmentationSplit
-from mobiatt_tf.tasks.running import DeviceRunner, check_classes, check_recipe, image_size_of, parts_of_batch, shown
+from mobiatt_tf.tasks.running import (
+    DeviceRunner,
+    check_classes,
+    check_recipe,
+    image_size_of,
+    parts_of_batch,
+    pipeline_arguments,
+    shown,
+)
 from mobiatt_tf.tasks.segmentation_metrics import SegmentationResult, pixel_confusion, segmentation_result
 from mobiatt_tf.tasks.segmenting import Places, Run, RunOfSize, checked_logits, checked_shape, classes_of, cut
 from mobiatt_tf.training.distillation import Teacher
@@ -90,16 +98,11 @@ class Segmentation:
         return segmentation_pipeline.train_batches(
             _segmentation_split(dataset.train),
             image_size=image_size,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
             epoch=epoch,
             first_step=first_step,
-            scale=(recipe.scale_low, recipe.scale_high),
-            flip=recipe.flip,
-            photometric=recipe.photometric,
             replica_count=replica_count,
             replicas=replicas,
-            parts=recipe.accumulation,
+            **pipeline_arguments(recipe),
         )
 
     def losses(self, model: keras.Model, recipe: Recipe, teacher: Teacher | None) -> Losses:
