@@ -98,9 +98,7 @@ def evaluate(model: keras.Model, dataset: Any, strategy: tf.distribute.Strategy,
     """Prints what the saved model reaches."""
     task = tasks.make_task(TASK.value)
     task.check_model(model, dataset)
-    names = verification.class_names_of_run(OUTPUT_DIR.value)
-    if names and names != tuple(dataset.class_names):
-        logging.warning("The run has learned %s; %s has %s.", names[:5], dataset.name, dataset.class_names[:5])
+    verification.warn_of_other_classes(OUTPUT_DIR.value, dataset)
     result = task.evaluator(model, dataset, strategy, recipe)(dataset.test, lambda: None)
     print(f"{OUTPUT_DIR.value}: {format_scores(result.to_line())} on {result.count} images of {dataset.name}")
 

@@ -247,7 +247,9 @@ class _Rows:
     def take_turns(self, request: str, latencies: Callable[[Any], list[float]]) -> None:
         """Measures the rows that are left, each round from another one on."""
         turns = [row for row in self.found if row.failure is None]
-        slowest = max((row.measurement.first_run_seconds for row in turns), default=0.0)
+        if not turns:
+            return
+        slowest = max(row.measurement.first_run_seconds for row in turns)
         fitting = int(self._settings["seconds"] / max(slowest, 1e-9))
         fast = slowest < _FAST_SECONDS  # alike for all: a run that comes alone finds colder caches
         counts = {"unrecorded": int(fast), "recorded": 3 if fast else 1}

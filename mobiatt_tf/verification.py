@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from mobiatt_tf import data, files
 from mobiatt_tf.errors import UserError
@@ -268,6 +269,16 @@ def class_names_of_run(checkpoint: str | os.PathLike[str] | None) -> tuple[str, 
     results = _of_run(checkpoint, "results.json")
     names = (results or {}).get("per_class")
     return tuple(names) if names else None
+
+
+def warn_of_other_classes(checkpoint: str | os.PathLike[str], dataset: Any) -> None:
+    """Warns where a checkpoint has learned other classes than a dataset has, or the same in another order."""
+    names = class_names_of_run(checkpoint)
+    if names and names != tuple(dataset.class_names):
+        learned, has = (
+            ", ".join(each[:5]) + (", ..." if len(each) > 5 else "") for each in (names, dataset.class_names)
+        )
+        logging.warning("%s has learned %s; %s has %s.", checkpoint, learned, dataset.name, has)
 
 
 def category_ids_of_run(checkpoint: str | os.PathLike[str] | None) -> tuple[int, ...] | None:

@@ -26,6 +26,7 @@ _COLUMNS = {
     "segmentation": {"mIoU": "miou", "pixels": "pixel_accuracy"},
 }
 _SCORES = {"detection": ("ap", "ap50"), "segmentation": ("iou",)}  # of each class, in the picture
+INFERENCES = ("sliding", "whole")  # of segmenters
 
 
 def common_task(found: Sequence[Graph]) -> str:
@@ -41,6 +42,24 @@ def common_task(found: Sequence[Graph]) -> str:
     return tasks[0]
 
 
+def check_inference(found: Sequence[Graph], inference: str) -> None:
+    """Whether all graphs can be measured so.
+
+    Raises:
+        UserError: whole images are asked of detectors or classifiers, or of a file, which has one size of input.
+    """
+    if inference == "sliding":
+        return
+    for graph in found:
+        if graph.task != "segmentation":
+            raise UserError(f"--inference=whole is for segmenters; {graph.path} does {graph.task}. Leave it out.")
+        if graph.of_size is None:
+            raise UserError(
+                f"--inference=whole runs every image at its own size, but {graph.path} has one size of input. Give the "
+                "Keras model, or take --inference=sliding."
+            )
+
+
 def evaluate(
     found: Sequence[Graph],
     dataset: Any,
@@ -48,6 +67,7 @@ def evaluate(
     work_dir: Path,
     signals: StopSignals | None = None,
     progress: bool = False,
+    inference: str = "sliding",
 ) -> list[dict[str, Any]]:
     """Runs every graph over the split, one after the other.
 
@@ -58,13 +78,15 @@ def evaluate(
         work_dir: where the results of whole graphs are kept until all are through; a later call takes them from there.
         signals: looked at between images.
         progress: a bar with the time left for each graph, on standard error.
+        inference: of segmenters, one of `INFERENCES`; both at the short side of the graph's input. "whole" runs every
+            image at its own size, both sides rounded up to multiples of 32.
 
     Returns:
         For each graph what evaluation.json says of it.
 
     Raises:
-        UserError: there are no images or nothing to measure, a graph has another number of classes, or its outputs are
-            not finite.
+        UserError: there are no images or nothing to measure, a graph has another number of classes, it cannot be
+            measured so, or its outputs are not finite.
         Interrupted: a signal came.
     """
     if not len(split):
@@ -75,12 +97,13 @@ def evaluate(
                 f"{graph.path} has {graph.classes} classes, but the dataset has {len(dataset.class_names)}. Give "
                 "--dataset, the data that it was trained on."
             )
-    kept = [work_dir / f"{_key(graph, dataset, split)}.json" for graph in found]
+    check_inference(found, inference)
+    kept = [work_dir / f"{_key(graph, dataset, split, inference)}.json" for graph in found]
     results = []
     for graph, path in zip(found, kept, strict=True):
         if not path.is_file():
-            files.write_json(path, _evaluate(graph, dataset, split, signals or StopSignals(), progress))
-        results.append({**_about(graph), **files.read_json(path)})
+            files.write_json(path, _evaluate(graph, dataset, split, signals or StopSignals(), progress, inference))
+        results.append({**_about(graph, inference), **files.read_json(path)})
     with contextlib.suppress(OSError):  # the results count, and the directory may hold other files
         for path in kept:
             path.unlink(missing_ok=True)
@@ -88,7 +111,9 @@ def evaluate(
     return results
 
 
-def _evaluate(graph: Graph, dataset: Any, split: Any, signals: StopSignals, progress: bool) -> dict[str, Any]:
+def _evaluate(
+    graph: Graph, dataset: Any, split: Any, signals: StopSignals, progress: bool, inference: str
+) -> dict[str, Any]:
     def stop() -> None:
         if signals.received:
             text = f"the same command starts with {graph.path}; what was done before is kept."
@@ -107,6 +132,9 @@ def _evaluate(graph: Graph, dataset: Any, split: Any, signals: StopSignals, prog
         from mobiatt_tf.tasks import segmentation
 
         def measure() -> Any:
+            if inference == "whole":
+                assert graph.of_size is not None  # see `check_inference`
+                return segmentation.evaluate_whole(graph.of_size, dataset, split, min(graph.image_size), **common)
             return segmentation.evaluate_outputs(graph.predict, dataset, split, graph.image_size, **common)
 
     try:
@@ -116,8 +144,9 @@ def _evaluate(graph: Graph, dataset: Any, split: Any, signals: StopSignals, prog
     return found
 
 
-def _about(graph: Graph) -> dict[str, Any]:
+def _about(graph: Graph, inference: str) -> dict[str, Any]:
     return {
+        **({"inference": inference} if graph.task == "segmentation" else {}),
         "graph": str(graph.path),
         "format": graph.format,
         "weights": graph.weights,
@@ -128,9 +157,10 @@ def _about(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _key(graph: Graph, dataset: Any, split: Any) -> str:
+def _key(graph: Graph, dataset: Any, split: Any, inference: str) -> str:
     """A name for a result: everything that it depends on."""
-    content = [graph.sha256, graph.format, graph.weights, graph.runtime, graph.image_size, list(dataset.class_names)]
+    of_graph = [graph.sha256, graph.format, graph.weights, graph.runtime, graph.image_size]
+    content = [*of_graph, list(dataset.class_names), inference]
     digest = hashlib.sha256(json.dumps(content).encode())
     digest.update(split.fingerprint())
     return digest.hexdigest()[:32]
@@ -142,10 +172,12 @@ def format_table(content: dict[str, Any]) -> str:
     names = evaluation_report.short_names(results)
     width = max(len("graph"), *(len(name) for name in names))
     columns = _COLUMNS[content["task"]]
+    inference = results[0].get("inference")  # of segmenters
     heads = "".join(f"{head:>9}" for head in columns)
     lines = [
         f"{dataset['evaluated_images']} of {dataset['test_images']} test images of {dataset['name']}, "
-        f"{dataset['fingerprint']}; {content['device']}, {content['num_threads']} threads",
+        f"{dataset['fingerprint']}; {content['device']}, {content['num_threads']} threads"
+        + (f"; {inference} inference" if inference else ""),
         f"{'graph':<{width}}{heads}{'size':>12}",
     ]
     for name, result in zip(names, results, strict=True):

@@ -34,7 +34,7 @@ from mobiatt_tf.training.identity import add_split, fingerprint
 from mobiatt_tf.training.interrupts import Interrupted, StopSignals
 from mobiatt_tf.training.logs import machine
 from mobiatt_tf.training.strategy import make_strategy
-from mobiatt_tf.verification import dataset_of_run
+from mobiatt_tf.verification import dataset_of_run, warn_of_other_classes
 
 _UNFINISHED = "unfinished"  # the directory with the logits of a run that was stopped
 _SAVE_EVERY = 64  # batches between two writes of the logits so far
@@ -209,14 +209,19 @@ def dataset_for(paths: Sequence[str], name: str | None, cache_dir: str | None, t
         UserError: neither is known, or it cannot be had.
     """
     for path in paths:
-        run = files.user_path(path)
-        name = name or dataset_of_run(run.parents[1] if run.parent.name == "checkpoints" else run)
+        name = name or dataset_of_run(_run_of(path))
     if name is None:
         raise UserError("Give --dataset: none of the graphs says what it was trained on.")
     try:
         return tasks.load_dataset(task, name, cache_dir)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _run_of(path: str) -> Path:
+    """The directory of the training run that a graph belongs to, where it belongs to one."""
+    run = files.user_path(path)
+    return run.parents[1] if run.parent.name == "checkpoints" else run
 
 
 def chosen_images(split: Any, limit: int | None) -> Any:
@@ -261,7 +266,10 @@ def main(_: Sequence[str]) -> None:
     check_flags(values.graph, values.weights, output_dir)
     found = load_graphs(values.graph, values.batch_size, num_threads, values.weights or [None])
     task = dense_evaluation.common_task(found)
+    dense_evaluation.check_inference(found, values.inference)
     dataset = dataset_for(values.graph, values.dataset, values.cache_dir, task)
+    for path in values.graph:
+        warn_of_other_classes(_run_of(path), dataset)
     split = chosen_images(dataset.test, values.limit)
     work_dir = output_dir / _UNFINISHED
     classified: list[Result] = []
@@ -272,7 +280,9 @@ def main(_: Sequence[str]) -> None:
                 classified = evaluate(found, split, dataset.class_names, work_dir, signals, progress=True)
                 described = [result.to_json(dataset.class_names) for result in classified]
             else:
-                described = dense_evaluation.evaluate(found, dataset, split, work_dir, signals, progress=True)
+                described = dense_evaluation.evaluate(
+                    found, dataset, split, work_dir, signals, progress=True, inference=values.inference
+                )
         except Interrupted as interruption:
             print(interruption, file=sys.stderr)
             sys.exit(interruption.exit_status)
@@ -311,5 +321,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_threads", None, "Of each runtime; without it the cores at hand.", lower_bound=1)
     flags.DEFINE_list(
         "weights", [], "Of checkpoints: average, last, or both; without it the moving average where there is one."
+    )
+    flags.DEFINE_enum(
+        "inference",
+        "sliding",
+        dense_evaluation.INFERENCES,
+        "Segmenters: in windows of the input's size, or every image at its own size (Keras models and checkpoints).",
     )
     flags.DEFINE_string("output_dir", "runs/evaluation", "Where evaluation.json and evaluation.png go.")

@@ -3,6 +3,7 @@
 Detectors and segmenters are evaluated as Keras models and as .tflite files.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from mobiatt_tf.training.losses import inference_logits
 WEIGHTS = ("average", "last")
 _CHECKPOINT = re.compile(r"(step_\d{9,})(?:\.index|\.json|\.data-.*)?")
 _TENSOR = "{}/{}/.ATTRIBUTES/VARIABLE_VALUE"  # tf.train.Checkpoint's name of an item of a list
+_KEPT_SIZES = 8  # of one network, see `Graph.of_size`: each takes seconds to make and has weights of its own
 _INTERPRETED_IMAGES = 8  # at a time through the NumPy interpreter: often enough a look at the signals and the clock
 WHAT = "a training run's directory, RUN/checkpoints/step_000000123, a .keras, .tflite, .onnx or .mlpackage"
 
@@ -53,6 +55,8 @@ class Graph:
         size_bytes: of the file or package.
         sha256: of its content.
         task: one of `mobiatt_tf.tasks.TASKS`.
+        of_size: of a Keras model what makes `predict` for images of another (height, width); None for a file, which has
+            one size.
     """
 
     path: Path
@@ -66,6 +70,7 @@ class Graph:
     size_bytes: int
     sha256: str
     task: str = "classification"
+    of_size: Callable[[tuple[int, int]], Predict] | None = None
 
 
 def load(path: str | Path, batch_size: int, num_threads: int, weights: str | None = None) -> Graph:
@@ -174,18 +179,28 @@ def _of_model(
     outputs = keras.tree.flatten(model.outputs)  # in the order of their names: a detector's logits are last
     image_size, classes = _sizes(path, shape, tuple(outputs[-1].shape), task)
 
-    @tf.function(reduce_retracing=True)
-    def run(images: tf.Tensor) -> Any:
-        found = model(images, training=False)
-        return inference_logits(found) if task == "classification" else found
-
     step = shape[0] or batch_size
+
+    def predict_of(model: keras.Model) -> Predict:
+        @tf.function(reduce_retracing=True)
+        def run(images: tf.Tensor) -> Any:
+            found = model(images, training=False)
+            return inference_logits(found) if task == "classification" else found
+
+        return _filled(lambda images: tf.nest.map_structure(np.asarray, run(tf.constant(images))), step)
+
+    @functools.lru_cache(_KEPT_SIZES)
+    def of_size(size: tuple[int, int]) -> Predict:
+        from keras_models import resize  # upwards, as in `_tflite`
+
+        return predict_of(resize(model, size))
+
     return Graph(
         path=path,
         format=format,
         image_size=image_size,
         classes=classes,
-        predict=_filled(lambda images: tf.nest.map_structure(np.asarray, run(tf.constant(images))), step),
+        predict=predict_of(model),
         step=step,
         runtime={
             "name": "TensorFlow",
@@ -197,12 +212,13 @@ def _of_model(
         size_bytes=sum(file.stat().st_size for file in content),
         sha256=content_sha256(content),
         task=task,
+        of_size=of_size,
     )
 
 
 def _tflite(path: Path, batch_size: int, num_threads: int) -> Graph:
-    # The formats' own packages stand above this one. Only this function and `_coreml` reach up, when they are called:
-    # the command belongs beside the training whose numbers it repeats (see tests/test_imports.py).
+    # The formats' own packages stand above this one. Only this function, `_coreml` and `_of_model` reach up, when they
+    # are called: the command belongs beside the training whose numbers it repeats (see tests/test_imports.py).
     from tflite.inspect import describe
     from tflite.verify import FileRunner, checked_task
 

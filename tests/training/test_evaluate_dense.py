@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import keras_models
-from mobiatt_tf import tasks
+from mobiatt_tf import tasks, verification
 from mobiatt_tf.errors import UserError
 from mobiatt_tf.training import dense_evaluation, graphs
 from mobiatt_tf.training.interrupts import Interrupted, StopSignals
@@ -109,6 +109,65 @@ def test_what_was_done_before_a_signal_is_kept(segmenters: list[Path], regions: 
     assert [result["images"] for result in whole] == [3, 3]
     with pytest.raises(AssertionError, match="computed again"):  # nothing is kept of what is finished
         dense_evaluation.evaluate(resumed, dataset, dataset.test, tmp_path / "unfinished")
+
+
+def test_whole_images_are_run_at_their_own_size(segmenters: list[Path], regions: Path, tmp_path: Path) -> None:
+    dataset = tasks.load_dataset("segmentation", str(regions), tmp_path)
+    model, file = (graphs.load(path, 2, 1) for path in segmenters)
+    seen: list[tuple[int, ...]] = []
+
+    def of_size(size: tuple[int, int]) -> Any:
+        predict = model.of_size(size)  # type: ignore[misc]
+
+        def run(images: np.ndarray) -> Any:
+            seen.append(images.shape)
+            return predict(images)
+
+        return run
+
+    (whole,) = dense_evaluation.evaluate(
+        [dataclasses.replace(model, of_size=of_size)], dataset, dataset.test, tmp_path / "whole", inference="whole"
+    )
+    assert seen == [(1, 32, 64, 3)] * 3  # 40 x 64 with a short side of 32 is 32 x 51, in multiples of 32 that
+    (sliding,) = dense_evaluation.evaluate([model], dataset, dataset.test, tmp_path / "sliding")
+    assert (whole["inference"], sliding["inference"]) == ("whole", "sliding")
+    assert whole["miou"] > 0.9
+    with pytest.raises(UserError, match=r"model\.tflite has one size of input. Give the Keras model"):
+        dense_evaluation.evaluate([model, file], dataset, dataset.test, tmp_path / "file", inference="whole")
+
+
+def test_a_segmenter_of_another_size_is_the_same_network(tmp_path: Path) -> None:
+    segmenter = keras_models.SemanticFPNMobiAtt(
+        "pvt_v2", "quickstart", 32, num_classes=3, channels=8, head_channels=8, training_size=32
+    )
+    segmenter.save(tmp_path / "model.keras")
+    graph = graphs.load(tmp_path / "model.keras", 2, 1)
+    assert graph.of_size is not None
+    images = np.random.default_rng(0).normal(size=(1, 32, 64, 3)).astype("float32")
+    expected = keras_models.resize(segmenter, (32, 64))(images)
+    np.testing.assert_allclose(graph.of_size((32, 64))(images), expected, rtol=1e-5, atol=1e-5)
+    assert graph.of_size((32, 64)) is graph.of_size((32, 64))  # made once
+
+
+def test_whole_images_are_for_segmenters_alone(tmp_path: Path) -> None:
+    keras_models.DeiTMobiAtt("quickstart", num_classes=3).save(tmp_path / "classifier.keras")
+    found = [graphs.load(tmp_path / "classifier.keras", 2, 1)]
+    dense_evaluation.check_inference(found, "sliding")
+    with pytest.raises(UserError, match=r"is for segmenters; .*classifier\.keras does classification"):
+        dense_evaluation.check_inference(found, "whole")
+
+
+def test_other_classes_than_the_run_has_learned_are_warned_of(
+    regions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = tasks.load_dataset("segmentation", str(regions), tmp_path)
+    results = tmp_path / "results.json"
+    for names, warned in ((CLASSES, False), (CLASSES[::-1], True)):
+        results.write_text(json.dumps({"per_class": dict.fromkeys(names, 0)}))
+        caplog.clear()
+        verification.warn_of_other_classes(tmp_path, dataset)
+        assert ("has learned light, dark; " in caplog.text) == warned
+    assert f"{tmp_path} has learned light, dark; {dataset.name} has dark, light." in caplog.text
 
 
 def test_models_of_two_tasks_and_other_classes_are_refused(
