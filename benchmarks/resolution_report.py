@@ -83,6 +83,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def _draw_panel(axis: Any, cases: list[dict[str, Any]], key: str, unit: float, label: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     axis.set(xscale="log", yscale="log", ylabel=label)
     for name, title in TITLES.items():
         if key == "peak_bytes" and name == "floor":
@@ -99,17 +101,22 @@ def _draw_panel(axis: Any, cases: list[dict[str, Any]], key: str, unit: float, l
     limits = axis.get_ylim()
     _draw_slope(axis)
     axis.set_ylim(limits)
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         formatted(lambda value, _: f"{value:g}")
     axis.tick_params(axis="y", which="both", labelsize=7)
     for one in cases:
-        for name, row in one["rows"].items():
-            if row["failure"]:
-                axis.axvline(one["tokens"], color=_COLORS[name], linestyle=":", linewidth=1)
-                reason = row["failure"].partition(":")[0][:20]
-                place = {"rotation": 90, "fontsize": 7, "color": _COLORS[name], "ha": "right", "va": "bottom"}
-                axis.text(one["tokens"], 0.04, f"{name}: {reason}", transform=axis.get_xaxis_transform(), **place)
-    ticks = [one["tokens"] for one in cases]
+        failed = [name for name, row in one["rows"].items() if row["failure"]]
+        for number, name in enumerate(failed):
+            axis.axvline(one["tokens"], color=_COLORS[name], linestyle=":", linewidth=1)
+            reason = one["rows"][name]["failure"].partition(":")[0][:20]
+            place = {"rotation": 90, "fontsize": 7, "color": _COLORS[name], "ha": "right", "va": "bottom"}
+            height = 0.04 + 0.48 * number
+            axis.text(one["tokens"], height, f"{name}: {reason}", transform=axis.get_xaxis_transform(), **place)
+    ticks: list[int] = []
+    for one in cases:  # one label for 1024 x 1024 and 800 x 1344
+        if not ticks or one["tokens"] > 1.2 * ticks[-1]:
+            ticks.append(one["tokens"])
     axis.set_xticks(ticks, [f"{tokens:,}" for tokens in ticks], fontsize=7, rotation=30)
     axis.set_xticks([], minor=True)
     axis.set_xlabel("tokens of the first attention", fontsize=8)

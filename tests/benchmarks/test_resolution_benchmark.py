@@ -175,7 +175,12 @@ def test_a_small_backbone_is_measured_in_both_phases_and_not_twice(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_case_in_which_nothing_fits_into_memory_is_recorded() -> None:
-    settings = {"num_threads": 1, "rounds": 2, "seconds": 0.0, "memory_gigabytes": 0.05}  # Python with LiteRT needs more
+    settings = {
+        "num_threads": 1,
+        "rounds": 2,
+        "seconds": 0.0,
+        "memory_gigabytes": 0.05,
+    }  # Python with LiteRT needs more
     found = resolution.case("pvt_v2/quickstart/backbone", (32, 32), "tflite", settings)
     assert found["rows"].keys() == {"mobile", "softmax", "floor"}
     assert all(row["failure"].startswith("out of memory") for row in found["rows"].values())
