@@ -160,7 +160,8 @@ class Measurement:
         first_run_seconds: the first invocation.
         rounds: recorded latencies in seconds, one list per round; empty where the device reports no single latency.
         round_statistics: one summary per round, where that is all that the device reports.
-        invocations_per_latency: a clock too coarse for one invocation times several; latencies are per invocation.
+        invocations_per_latency: a clock too coarse for one invocation times several, in some rounds fewer than in
+            others, here the most; latencies are per invocation.
         peak_bytes: the largest resident size of the process that held this model alone.
         baseline_bytes: the same process's resident size before it loaded the model.
         output_error: the greatest difference of the outputs from those of this computer's LiteRT, relative to their
