@@ -102,7 +102,7 @@ class Row:
         except UserError as error:
             text = str(error).removeprefix(f"{self.worker.subject}: ")
             if self.limit.exceeded:
-                text = f"out of memory: more than {most_bytes / 1e9:.0f} GB"
+                text = f"out of memory: more than {most_bytes / 1e9:.3g} GB"
             elif "SIGKILL" in text:
                 text = "killed from outside, probably because the machine had no memory left"
             elif any(word in text for word in ("OOM", "bad_alloc", "allocate memory")):

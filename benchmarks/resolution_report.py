@@ -110,8 +110,14 @@ def _draw_panel(axis: Any, cases: list[dict[str, Any]], key: str, unit: float, l
         for number, name in enumerate(failed):
             axis.axvline(one["tokens"], color=_COLORS[name], linestyle=":", linewidth=1)
             reason = one["rows"][name]["failure"].partition(":")[0][:20]
-            place = {"rotation": 90, "fontsize": 7, "color": _COLORS[name], "ha": "right", "va": "bottom"}
-            height = 0.04 + 0.48 * number
+            place = {
+                "rotation": 90,
+                "fontsize": 7 if len(failed) < 3 else 5,
+                "color": _COLORS[name],
+                "ha": "right",
+                "va": "bottom",
+            }
+            height = 0.04 + 0.96 * number / len(failed)
             axis.text(one["tokens"], height, f"{name}: {reason}", transform=axis.get_xaxis_transform(), **place)
     ticks: list[int] = []
     for one in cases:  # one label for 1024 x 1024 and 800 x 1344

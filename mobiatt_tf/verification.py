@@ -1,5 +1,6 @@
 """What every exporter needs to check its file: real images, and the comparison of two models' outputs on them."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -273,12 +274,16 @@ def class_names_of_run(checkpoint: str | os.PathLike[str] | None) -> tuple[str, 
 
 def warn_of_other_classes(checkpoint: str | os.PathLike[str], dataset: Any) -> None:
     """Warns where a checkpoint has learned other classes than a dataset has, or the same in another order."""
-    names = class_names_of_run(checkpoint)
-    if names and names != tuple(dataset.class_names):
-        learned, has = (
-            ", ".join(each[:5]) + (", ..." if len(each) > 5 else "") for each in (names, dataset.class_names)
-        )
-        logging.warning("%s has learned %s; %s has %s.", checkpoint, learned, dataset.name, has)
+    learned, has = class_names_of_run(checkpoint), tuple(dataset.class_names)
+    if not learned or learned == has:
+        return
+    pairs = itertools.zip_longest(learned, has, fillvalue="nothing")
+    index, (of_run, of_dataset) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    logging.warning(
+        "%s has learned other classes than %s has: class %d is %s for the run and %s in the dataset. Scores "
+        "count these as the same; give --dataset the data that the run was trained on.",
+        *(checkpoint, dataset.name, index, of_run, of_dataset),
+    )
 
 
 def category_ids_of_run(checkpoint: str | os.PathLike[str] | None) -> tuple[int, ...] | None:

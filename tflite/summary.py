@@ -97,7 +97,7 @@ def _latency_notes(found: Measurements) -> list[str]:
         notes.append("the device reports a summary of each round: the median is that of the rounds' medians, no p90")
     if any(measurement.invocations_per_latency > 1 for measurement in found.measurements):
         counts = sorted({measurement.invocations_per_latency for measurement in found.measurements})
-        notes.append(f"its clock is coarse: a latency is the mean of {', '.join(map(str, counts))} invocations")
+        notes.append(f"its clock is coarse: a latency is the mean of up to {max(counts)} invocations")
     errors = [one.output_error for one in found.measurements if one.output_error is not None]
     if errors:
         notes.append(f"its outputs differ from this computer's by at most {max(errors):.1e} of their largest value")

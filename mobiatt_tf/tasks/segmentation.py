@@ -163,6 +163,7 @@ def evaluate_outputs(
     *,
     short_side: int | None = None,
     stride: tuple[int, int] | None = None,
+    batch_size: int = 1,
     stop: Callable[[], None] = lambda: None,
     progress: bool = False,
 ) -> SegmentationResult:
@@ -175,6 +176,8 @@ def evaluate_outputs(
         image_size: (height, width) of what `run` takes.
         short_side: of the images, in pixels; without it that of `image_size`.
         stride: see `sliding`.
+        batch_size: `run` gets a multiple of so many windows, of several images where one has fewer; the last ones are
+            what is left.
         stop: called before every image; may raise to give up.
         progress: a bar on standard error.
 
@@ -183,7 +186,7 @@ def evaluate_outputs(
             shape or are not finite.
     """
     confusion = _confusion(
-        _sliding(run, image_size, stride, 1),
+        _sliding(run, image_size, stride, batch_size),
         split,
         np.arange(len(split)),
         short_side or min(image_size),

@@ -1,6 +1,7 @@
 """Detectors and segmenters on one test set, side by side: the part of `mobiatt_tf.training.evaluation` for them."""
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ _COLUMNS = {
 }
 _SCORES = {"detection": ("ap", "ap50"), "segmentation": ("iou",)}  # of each class, in the picture
 INFERENCES = ("sliding", "whole")  # of segmenters
+_KEPT_SIZES = 8  # of one network, see `Graph.of_size`: each takes seconds to make and has weights of its own
 
 
 def common_task(found: Sequence[Graph]) -> str:
@@ -46,8 +48,11 @@ def check_inference(found: Sequence[Graph], inference: str) -> None:
     """Whether all graphs can be measured so.
 
     Raises:
-        UserError: whole images are asked of detectors or classifiers, or of a file, which has one size of input.
+        UserError: there is no such inference; whole images are asked of detectors or classifiers, or of a file, which
+            has one size of input.
     """
+    if inference not in INFERENCES:
+        raise UserError(f"There is no inference {inference!r}. Choose one of {', '.join(INFERENCES)}.")
     if inference == "sliding":
         return
     for graph in found:
@@ -134,8 +139,11 @@ def _evaluate(
         def measure() -> Any:
             if inference == "whole":
                 assert graph.of_size is not None  # see `check_inference`
-                return segmentation.evaluate_whole(graph.of_size, dataset, split, min(graph.image_size), **common)
-            return segmentation.evaluate_outputs(graph.predict, dataset, split, graph.image_size, **common)
+                of_size = functools.lru_cache(_KEPT_SIZES)(graph.of_size)
+                return segmentation.evaluate_whole(of_size, dataset, split, min(graph.image_size), **common)
+            return segmentation.evaluate_outputs(
+                graph.predict, dataset, split, graph.image_size, batch_size=graph.step, **common
+            )
 
     try:
         found: dict[str, Any] = measure().to_json(dataset.class_names)

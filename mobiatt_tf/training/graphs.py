@@ -3,7 +3,6 @@
 Detectors and segmenters are evaluated as Keras models and as .tflite files.
 """
 
-import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from mobiatt_tf.training.losses import inference_logits
 WEIGHTS = ("average", "last")
 _CHECKPOINT = re.compile(r"(step_\d{9,})(?:\.index|\.json|\.data-.*)?")
 _TENSOR = "{}/{}/.ATTRIBUTES/VARIABLE_VALUE"  # tf.train.Checkpoint's name of an item of a list
-_KEPT_SIZES = 8  # of one network, see `Graph.of_size`: each takes seconds to make and has weights of its own
 _INTERPRETED_IMAGES = 8  # at a time through the NumPy interpreter: often enough a look at the signals and the clock
 WHAT = "a training run's directory, RUN/checkpoints/step_000000123, a .keras, .tflite, .onnx or .mlpackage"
 
@@ -181,7 +179,7 @@ def _of_model(
 
     step = shape[0] or batch_size
 
-    def predict_of(model: keras.Model) -> Predict:
+    def predict_of(model: keras.Model, step: int) -> Predict:
         @tf.function(reduce_retracing=True)
         def run(images: tf.Tensor) -> Any:
             found = model(images, training=False)
@@ -189,18 +187,17 @@ def _of_model(
 
         return _filled(lambda images: tf.nest.map_structure(np.asarray, run(tf.constant(images))), step)
 
-    @functools.lru_cache(_KEPT_SIZES)
     def of_size(size: tuple[int, int]) -> Predict:
         from keras_models import resize  # upwards, as in `_tflite`
 
-        return predict_of(resize(model, size))
+        return predict_of(resize(model, size), shape[0] or 1)  # images of one size come one at a time
 
     return Graph(
         path=path,
         format=format,
         image_size=image_size,
         classes=classes,
-        predict=predict_of(model),
+        predict=predict_of(model, step),
         step=step,
         runtime={
             "name": "TensorFlow",

@@ -83,7 +83,7 @@ def test_a_process_that_takes_too_much_is_ended_and_its_row_says_so() -> None:
             row.attempt(lambda: worker.request("load_dense", **request), most)
             assert limit.exceeded
     assert row.failure is not None
-    assert row.failure.startswith("out of memory: more than 0 GB")
+    assert row.failure == f"out of memory: more than {most / 1e9:.3g} GB"
 
 
 def test_another_failure_keeps_its_reason() -> None:
@@ -175,15 +175,10 @@ def test_a_small_backbone_is_measured_in_both_phases_and_not_twice(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_case_in_which_nothing_fits_into_memory_is_recorded() -> None:
-    settings = {
-        "num_threads": 1,
-        "rounds": 2,
-        "seconds": 0.0,
-        "memory_gigabytes": 0.05,
-    }  # Python with LiteRT needs more
+    settings = {"num_threads": 1, "rounds": 2, "seconds": 0.0, "memory_gigabytes": 0.02}  # LiteRT alone has more
     found = resolution.case("pvt_v2/quickstart/backbone", (32, 32), "tflite", settings)
     assert found["rows"].keys() == {"mobile", "softmax", "floor"}
-    assert all(row["failure"].startswith("out of memory") for row in found["rows"].values())
+    assert {row["failure"] for row in found["rows"].values()} == {"out of memory: more than 0.02 GB"}
     assert resolution_report.table({"cases": {"": found}}).count("out of memory") == 2 + 3  # cells, and why below
 
 

@@ -1,4 +1,4 @@
-"""The page's arithmetic (preprocess.js, answers.js, heatmap.js) in Node, against what the Python pipeline computes."""
+"""The page's arithmetic in Node: preprocess.js, answers.js, heatmap.js against what Python computes, benchmark.js."""
 
 import json
 import os
@@ -215,3 +215,46 @@ def test_a_browser_without_the_options_of_create_image_bitmap_still_reads_pictur
     good, bad = node(source)
     assert good == "bitmap of good.png"
     assert bad.startswith("bad.png is not a picture that this browser can read.")
+
+
+_TIME_ROUND = """
+import {timeRound} from "./benchmark.js";
+const {seconds, invocations, resolution, aborted} = argument;
+const asked = [];
+const runtime = {async time({recorded, invocations}) {
+  asked.push(invocations);
+  const fastest = seconds[Math.min(asked.length, seconds.length) - 1];
+  return Array.from({length: recorded}, (_, index) => fastest * (1 + index));
+}};
+const measurement = {invocations};
+const check = () => { if (aborted && asked.length === aborted) throw new Error("hidden"); };
+let latencies = null;
+try {
+  latencies = await timeRound({key: "0", runtime, measurement, resolution}, 2, check);
+} catch (error) {
+  latencies = error.message;
+}
+console.log(JSON.stringify({asked, latencies, invocations: measurement.invocations}));
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked"),
+    [
+        ([1e-3], [1]),  # ten steps of the clock
+        ([0.9e-3], [1, 2]),
+        ([2e-4], [1, 2, 4, 8]),
+        ([1e-4, 0.5e-3], [1, 2]),  # the second call is slower
+        ([0], [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 100000]),
+    ],
+)
+def test_a_round_that_is_too_short_for_the_clock_is_repeated(
+    node: Node, seconds: list[float], asked: list[int]
+) -> None:
+    found = node(_TIME_ROUND, seconds=seconds, invocations=1, resolution=1e-4)
+    assert found == {"asked": asked, "latencies": [seconds[-1], 2 * seconds[-1]], "invocations": asked[-1]}
+
+
+def test_a_repeated_round_ends_with_the_page(node: Node) -> None:
+    found = node(_TIME_ROUND, seconds=[1e-6], invocations=1, resolution=1e-4, aborted=2)
+    assert (found["asked"], found["latencies"]) == ([1, 2], "hidden")

@@ -209,7 +209,7 @@ def _measured(result: Result) -> str:
         text += "Median, quartiles and p90 are of all recorded runs. "
     coarse = sorted({one.invocations_per_latency for one in found.measurements if one.invocations_per_latency > 1})
     if coarse:
-        text += f"Its clock is coarse: a latency is the mean of {', '.join(map(str, coarse))} inferences. "
+        text += f"Its clock is coarse: a latency is the mean of up to {max(coarse)} inferences. "
     errors = [one.output_error for one in found.measurements if one.output_error is not None]
     if errors:
         text += f"Its outputs differ from the computer's by at most {max(errors):.1e} of their largest value. "

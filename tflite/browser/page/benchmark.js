@@ -3,7 +3,8 @@
 import { Runtime } from "./client.js";
 import { printable } from "./phone.js";
 
-const STEPS_OF_THE_CLOCK = 20; // the count of invocations is chosen for so many in a latency, an error of 5 %
+// The count of invocations is chosen for so many in a latency, an error of 5 %; half of them are still taken.
+const STEPS_OF_THE_CLOCK = 20;
 const CALIBRATING = 3; // latencies of which the fastest chooses the count: one may have been interrupted
 const MOST_INVOCATIONS = 100000;
 const ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array, int8: Int8Array };
@@ -149,11 +150,10 @@ async function measure(job, turns, watch) {
   for (const [round, recorded] of job.rounds.entries()) {
     const start = turns.length ? round % turns.length : 0;
     for (const turn of [...turns.slice(start), ...turns.slice(0, start)]) {
-      watch.check();
       watch.step(
         `${job.graphs[turn.number].name}, ${turn.configuration.name}: round ${round + 1} of ${job.rounds.length}`,
       );
-      turn.measurement.rounds.push(await timeRound(turn, recorded));
+      turn.measurement.rounds.push(await timeRound(turn, recorded, watch.check));
       watch.measured(turn.configuration, turn.number, turn.measurement.rounds.flat());
     }
     if (round + 1 < job.rounds.length) await new Promise((resolve) => setTimeout(resolve, 1000 * job.cooldown_seconds));
@@ -163,8 +163,10 @@ async function measure(job, turns, watch) {
 
 // The latencies of one round, again with more invocations each while the fastest is too short for the clock: the browser
 // compiles what runs often a second time, so a small graph may become ten times faster after its count was chosen.
-async function timeRound({ key, runtime, measurement, resolution }, recorded) {
+// `check` throws where measuring must end.
+export async function timeRound({ key, runtime, measurement, resolution }, recorded, check) {
   for (;;) {
+    check();
     const { invocations } = measurement;
     const latencies = await runtime.time({ key, unrecorded: 1, recorded, invocations });
     const enough = Math.min(...latencies) * invocations >= (STEPS_OF_THE_CLOCK / 2) * resolution;
