@@ -280,7 +280,7 @@ def test_marked_results_are_marked_wherever_they_are_drawn(paths: list[Path]) ->
     assert "No profile on Test phone, GPU, 1 thread, of 1 float, 2 int8, 3 power: no operators of the GPU" in html
     assert "Test browser does not say what its delegate takes." in html
     assert "summary of each round only" in html
-    assert "the mean of 4 inferences" in html
+    assert "the mean of up to 4 inferences" in html
     assert html.count('<p class="best">') == 1  # no headline figure of what must not be quoted
 
 
