@@ -141,8 +141,9 @@ def _evaluate(
                 assert graph.of_size is not None  # see `check_inference`
                 of_size = functools.lru_cache(_KEPT_SIZES)(graph.of_size)
                 return segmentation.evaluate_whole(of_size, dataset, split, min(graph.image_size), **common)
+            batch_size = graph.step if graph.of_size else 1  # a file runs one after the other, whatever it is given
             return segmentation.evaluate_outputs(
-                graph.predict, dataset, split, graph.image_size, batch_size=graph.step, **common
+                graph.predict, dataset, split, graph.image_size, batch_size=batch_size, **common
             )
 
     try:
