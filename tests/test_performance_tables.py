@@ -26,7 +26,7 @@ def test_memory() -> None:
 
 
 def test_resolution() -> None:
-    """Where tokens are many, Mobile-Attention is faster than the host and takes less memory."""
+    """Where tokens are many, Mobile-Attention is faster than the host and takes less memory (a segmenter later)."""
     results = json.loads((attention.ROOT / "docs" / "resolution.json").read_text())
     assert f"\n{resolution_report.table(results)}\n" in DOCUMENT
     large = [case for case in results["cases"].values() if case["phase"] == "tflite" and case["tokens"] > 50_000]
@@ -36,7 +36,8 @@ def test_resolution() -> None:
         assert mobile["failure"] is None
         if softmax["failure"] is None:
             assert mobile["to_softmax"]["median"] < 1
-            assert mobile["peak_bytes"] < softmax["peak_bytes"]
+            larger = case["subject"].endswith("/segmenter") and case["tokens"] < 100_000  # docs/performance.md says so
+            assert (mobile["peak_bytes"] > softmax["peak_bytes"]) == larger
 
 
 def test_arm() -> None:
