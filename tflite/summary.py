@@ -95,9 +95,9 @@ def _latency_notes(found: Measurements) -> list[str]:
     notes = []
     if any(measurement.round_statistics for measurement in found.measurements):
         notes.append("the device reports a summary of each round: the median is that of the rounds' medians, no p90")
-    if any(measurement.invocations_per_latency > 1 for measurement in found.measurements):
-        counts = sorted({measurement.invocations_per_latency for measurement in found.measurements})
-        notes.append(f"its clock is coarse: a latency is the mean of up to {max(counts)} invocations")
+    most = max((measurement.invocations_per_latency for measurement in found.measurements), default=1)
+    if most > 1:
+        notes.append(f"its clock is coarse: a latency is the mean of up to {most} invocations")
     errors = [one.output_error for one in found.measurements if one.output_error is not None]
     if errors:
         notes.append(f"its outputs differ from this computer's by at most {max(errors):.1e} of their largest value")

@@ -189,7 +189,7 @@ def test_plain_http_on_a_network_has_one_thread_and_a_coarse_clock(
     resolution = found.device["timer_resolution_seconds"]
     assert resolution > 50e-6
     assert one.invocations_per_latency > 1
-    assert min(one.latencies) * one.invocations_per_latency > 9.99 * resolution  # a round of less is repeated
+    assert min(one.latencies) * one.invocations_per_latency > 10 * resolution  # a round of less than 12 is repeated
     assert any("WASM, 2 threads: not measured, this page is not isolated" in warning for warning in found.warnings)
     assert "WebGPU: not measured, WebGPU needs HTTPS or localhost" in found.warnings
     assert any("consecutive invocations" in warning for warning in found.warnings)

@@ -241,10 +241,10 @@ console.log(JSON.stringify({asked, latencies, invocations: measurement.invocatio
 @pytest.mark.parametrize(
     ("seconds", "asked"),
     [
-        ([1e-3], [1]),  # ten steps of the clock
-        ([0.9e-3], [1, 2]),
+        ([1.25e-3], [1]),  # twelve steps of the clock and a half
+        ([1.1e-3], [1, 2]),
         ([2e-4], [1, 2, 4, 8]),
-        ([1e-4, 0.5e-3], [1, 2]),  # the second call is slower
+        ([1e-4, 0.7e-3], [1, 2]),  # the second call is slower
         ([0], [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 100000]),
     ],
 )

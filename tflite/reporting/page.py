@@ -207,9 +207,9 @@ def _measured(result: Result) -> str:
         )
     if any(measurement.rounds for measurement in found.measurements):
         text += "Median, quartiles and p90 are of all recorded runs. "
-    coarse = sorted({one.invocations_per_latency for one in found.measurements if one.invocations_per_latency > 1})
-    if coarse:
-        text += f"Its clock is coarse: a latency is the mean of up to {max(coarse)} inferences. "
+    most = max((one.invocations_per_latency for one in found.measurements), default=1)
+    if most > 1:
+        text += f"Its clock is coarse: a latency is the mean of up to {most} inferences. "
     errors = [one.output_error for one in found.measurements if one.output_error is not None]
     if errors:
         text += f"Its outputs differ from the computer's by at most {max(errors):.1e} of their largest value. "

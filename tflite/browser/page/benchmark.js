@@ -3,8 +3,8 @@
 import { Runtime } from "./client.js";
 import { printable } from "./phone.js";
 
-// The count of invocations is chosen for so many in a latency, an error of 5 %; half of them are still taken.
-const STEPS_OF_THE_CLOCK = 20;
+const STEPS_OF_THE_CLOCK = 20; // the count of invocations is chosen for so many in a latency, an error of 5 %
+const LEAST_STEPS = 12; // a round with a shorter latency is measured again
 const CALIBRATING = 3; // latencies of which the fastest chooses the count: one may have been interrupted
 const MOST_INVOCATIONS = 100000;
 const ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array, int8: Int8Array };
@@ -86,7 +86,7 @@ async function prepare(job, models, configuration, runtimes, watch, found) {
       watch.step(`${configuration.name}: loading ${graph.name}`);
       const key = `${number}/${configuration.name}`;
       const turn = { configuration, number, runtime, key, resolution: started.resolution };
-      turn.measurement = await loadAndCheck(job, graph, models[number], turn, started);
+      turn.measurement = await loadAndCheck(job, graph, models[number], turn);
       turns.push(turn);
     }
     return { turns };
@@ -113,7 +113,7 @@ async function runtimeFor(job, { backend, num_threads: threads }, runtimes) {
   return { runtime, started: await runtime.started };
 }
 
-async function loadAndCheck(job, graph, { bytes, inputs, outputs }, { configuration, runtime, key }, started) {
+async function loadAndCheck(job, graph, { bytes, inputs, outputs }, { configuration, runtime, key, resolution }) {
   const { backend, num_threads: threads } = configuration;
   const { seconds, fullyAccelerated } = await runtime.load({ key, bytes, threads, int8: hasInt8(graph) });
   const first = await runtime.run(key, inputs);
@@ -130,8 +130,8 @@ async function loadAndCheck(job, graph, { bytes, inputs, outputs }, { configurat
     Math.min(...(await runtime.time({ key, unrecorded, recorded: CALIBRATING, invocations })));
   let invocations = 1;
   let latency = await least(job.warmup, invocations);
-  while (latency * invocations < STEPS_OF_THE_CLOCK * started.resolution && invocations < MOST_INVOCATIONS) {
-    const wanted = latency > 0 ? Math.ceil((1.2 * STEPS_OF_THE_CLOCK * started.resolution) / latency) : 0;
+  while (latency * invocations < STEPS_OF_THE_CLOCK * resolution && invocations < MOST_INVOCATIONS) {
+    const wanted = latency > 0 ? Math.ceil((1.2 * STEPS_OF_THE_CLOCK * resolution) / latency) : 0;
     invocations = Math.min(MOST_INVOCATIONS, Math.max(2 * invocations, wanted));
     latency = await least(0, invocations);
   }
@@ -169,7 +169,7 @@ export async function timeRound({ key, runtime, measurement, resolution }, recor
     check();
     const { invocations } = measurement;
     const latencies = await runtime.time({ key, unrecorded: 1, recorded, invocations });
-    const enough = Math.min(...latencies) * invocations >= (STEPS_OF_THE_CLOCK / 2) * resolution;
+    const enough = Math.min(...latencies) * invocations >= LEAST_STEPS * resolution;
     if (enough || invocations >= MOST_INVOCATIONS) return latencies;
     measurement.invocations = Math.min(MOST_INVOCATIONS, 2 * invocations);
   }
